@@ -1,0 +1,80 @@
+# The two commands: make demo, make test. Needed: Python 3.11 or later, pip.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 \
+	python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null && echo $$p && break; done)
+VENV := .venv
+VENV21 := .venv-sqlalchemy21
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+TESTS := anyblok_multi_engines/tests
+
+.PHONY: help demo test test-unit test-servers test-psycopg \
+	test-sqlalchemy21 test-anyblok lint types doc format clean
+
+help:
+	@echo "make demo               see it at work on a real cluster"
+	@echo "make test               every test, on real servers"
+	@echo "make test-unit          the tests without a server, in seconds"
+	@echo "make test-servers       the tests on real servers, psycopg2"
+	@echo "make test-psycopg       the same with psycopg 3"
+	@echo "make test-sqlalchemy21  the same with SQLAlchemy 2.1"
+	@echo "make test-anyblok       AnyBlok's own suite, without and with us"
+	@echo "make lint types doc     ruff, mypy --strict, Sphinx"
+
+$(VENV)/made:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo: $(VENV)/made setup.py
+	$(BIN)/python $(PIP_INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/test: $(VENV)/made setup.py
+	$(BIN)/python $(PIP_INSTALL) -e '.[test,doc]'
+	@touch $@ $(VENV)/demo
+
+$(VENV21)/test: setup.py
+	$(PYTHON) -m venv $(VENV21)
+	$(VENV21)/bin/python $(PIP_INSTALL) -e '.[test]'
+	$(VENV21)/bin/python $(PIP_INSTALL) 'SQLAlchemy>=2.1,<2.2'
+	@touch $@
+
+demo: $(VENV)/demo
+	@$(BIN)/python -m anyblok_multi_engines.demo
+
+test: test-unit test-servers test-psycopg test-sqlalchemy21 test-anyblok
+
+test-unit: $(VENV)/test
+	$(BIN)/python -m pytest -q $(TESTS)/unit
+
+test-servers: $(VENV)/test
+	$(BIN)/python -m pytest -q $(TESTS) --ignore=$(TESTS)/unit
+
+test-psycopg: $(VENV)/test
+	ANYBLOK_TEST_DRIVER=postgresql+psycopg $(BIN)/python -m pytest -q \
+		$(TESTS) --ignore=$(TESTS)/unit --ignore=$(TESTS)/cluster
+
+test-sqlalchemy21: $(VENV21)/test
+	$(VENV21)/bin/python -m pytest -q $(TESTS) --ignore=$(TESTS)/cluster
+
+test-anyblok: $(VENV)/test
+	$(BIN)/python -m anyblok_multi_engines.tests.anyblok_suite
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/test
+	$(BIN)/mypy
+
+doc: $(VENV)/test
+	$(BIN)/sphinx-build -W --keep-going -q -b html doc doc/_build/html
+
+clean:
+	rm -rf .venv .venv-* build dist doc/_build *.egg-info

@@ -1,0 +1,261 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""The options, and what they say of the servers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from logging import getLogger
+from typing import Any
+
+from anyblok.config import Configuration
+from anyblok.config import get_url as anyblok_get_url
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from .errors import NoPrimaryError, OptionError
+from .topology import Role, Server, Topology, place_of
+
+logger = getLogger(__name__)
+
+# A separator counts only before the scheme of the next URL: so a comma in a
+# query (libpq's several hosts) needs no care, though AnyBlok cut there.
+URL_SEPARATOR = re.compile(r"[,\s]+(?=[A-Za-z][\w+.\-]*:/)")
+
+HOW_TO_WRITE_URLS = (
+    "write dialect://user:password@host:port/database, with %40 for an @ and "
+    "%2C for a comma inside a part"
+)
+
+
+class CompletedUrl(str):
+    """The text of ``db_wo_url``, where AnyBlok looks for ``db_url``
+
+    AnyBlok's own ``get_url`` knows only ``db_url``; the type says that the
+    user did not give both. AnyBlok casts each value with ``str``, which
+    keeps what ``__str__`` returns.
+    """
+
+    def __str__(self) -> str:
+        return self
+
+
+@Configuration.add("database", must_be_loaded_by_unittest=True)  # type: ignore[untyped-decorator,unused-ignore]
+def update_database(group: Any) -> None:
+    """Add our options to AnyBlok's group ``database``
+
+    :param group: the parser's group
+    """
+    group.add_argument(
+        "--db-ro-urls",
+        nargs="+",
+        # Given twice, both count: to lose the first without a word is no
+        # one's wish.
+        action="extend",
+        default=os.environ.get("ANYBLOK_DATABASE_URL_RO"),
+        help="Complete URL(s) of the replicas, which serve reads. Alone: "
+        "read-only mode.",
+    )
+    group.add_argument(
+        "--db-wo-url",
+        default=os.environ.get("ANYBLOK_DATABASE_URL_WO"),
+        help="Complete URL of a primary that takes the writes, and reads only "
+        "where no replica will do. Instead of --db-url, which takes its share "
+        "of the reads.",
+    )
+
+
+def get_url(db_name: str | None = None, url: str | URL | None = None) -> URL:
+    """Return the URL of a server, completed by AnyBlok's options
+
+    ``db_user_name``, ``db_password`` and ``db_name`` replace the parts of the
+    URL, as they do in AnyBlok's own function.
+
+    :param db_name: name of the database, before the option ``db_name``
+    :param url: the base; None: ``db_url``, else ``db_wo_url``, else an URL
+        made of ``db_driver_name``, ``db_host``, ``db_port``, ``db_query``...
+    :rtype: SQLAlchemy URL
+    :exception: ConfigurationException, where nothing names a server
+    """
+    base = url or _option("db_url") or _option("db_wo_url")
+    if not base:
+        parts: URL = anyblok_get_url(db_name=db_name)
+        return parts
+
+    parsed = make_url(base)
+    return parsed.set(
+        username=_option("db_user_name") or parsed.username,
+        password=_option("db_password") or parsed.password,
+        database=(_option("db_name") if db_name is None else db_name)
+        or parsed.database,
+    )
+
+
+def topology(db_name: str | None = None) -> Topology:
+    """Return the servers that the options name, validated
+
+    :param db_name: name of the database on each of them; None: of the options
+    :rtype: Topology
+    :exception: OptionError
+    """
+    primary = _primary(db_name)
+    replicas = tuple(
+        Server(
+            name=f"replica{number}",
+            role=Role.REPLICA,
+            url=_url(f"--db-ro-urls, URL number {number}", text, db_name),
+            option="--db-ro-urls",
+        )
+        for number, text in enumerate(replica_urls(), start=1)
+    )
+    if primary is None and not replicas:
+        raise OptionError(
+            "No driver name defined, and no URL: give --db-url (or "
+            "--db-wo-url, or --db-driver-name and --db-host) for the primary, "
+            "and --db-ro-urls for its replicas"
+        )
+
+    result = Topology(primary, replicas)
+    _check_dialects(result)
+    _check_replicas_differ(result)
+    return result
+
+
+def replica_urls() -> list[str]:
+    """Return the texts of ``db_ro_urls``, however they were written
+
+    A list (command line, program), or a text that AnyBlok has cut at its
+    separators or not (environment, configuration file).
+
+    :rtype: list of str, without empty ones
+    """
+    value: str | Sequence[str] | None = Configuration.get("db_ro_urls", None)
+    if not value:
+        return []
+
+    texts = [value] if isinstance(value, str) else [x for x in value if x]
+    joined = ",".join(texts).strip(", \t\r\n")
+    return [x.strip() for x in URL_SEPARATOR.split(joined) if x.strip()]
+
+
+def is_configured() -> bool:
+    """Return True where one of our own options is given"""
+    return bool(_option("db_wo_url") or replica_urls())
+
+
+def complete_options(unittest: bool = False) -> None:
+    """Tell AnyBlok's commands what they can't know of our options
+
+    ``anyblok_createdb`` and the others look for ``db_name`` and ``db_url``
+    alone. AnyBlok calls this from ``anyblok_configuration.post_load``,
+    before anything is written.
+
+    :param unittest: True when AnyBlok's test helpers do the loading
+    :exception: OptionError
+    """
+    if not is_configured():
+        return
+
+    known = topology()
+    if not _option("db_name"):
+        names = (server.url.database for server in known.servers)
+        Configuration.set("db_name", next(filter(None, names), None))
+
+    if known.read_only:
+        if not unittest and _is_createdb():
+            raise NoPrimaryError(
+                "A database is created on a primary, and only --db-ro-urls is "
+                "given: add --db-url or --db-wo-url"
+            )
+    elif _option("db_wo_url"):
+        Configuration.set("db_url", CompletedUrl(_option("db_wo_url")))
+
+
+def _is_createdb() -> bool:
+    """Return True where the running command has createdb's own options"""
+    return bool(Configuration.has("db_template_name"))
+
+
+def _option(name: str) -> str | None:
+    value = Configuration.get(name, None)
+    if not value or isinstance(value, CompletedUrl):
+        return None
+
+    return str(value)
+
+
+def _primary(db_name: str | None) -> Server | None:
+    db_url, db_wo_url = _option("db_url"), _option("db_wo_url")
+    if db_url and db_wo_url:
+        raise OptionError(
+            "--db-url and --db-wo-url both name the primary: give --db-url if "
+            "it takes its share of the reads, else --db-wo-url, and not both"
+        )
+
+    if db_url:
+        url, option = _url("--db-url", db_url, db_name), "--db-url"
+    elif db_wo_url:
+        url, option = _url("--db-wo-url", db_wo_url, db_name), "--db-wo-url"
+    elif _option("db_driver_name"):
+        url, option = get_url(db_name=db_name), "--db-driver-name"
+    else:
+        return None
+
+    return Server(
+        name="primary",
+        role=Role.PRIMARY,
+        url=url,
+        option=option,
+        takes_reads=not db_wo_url,
+    )
+
+
+def _url(option: str, text: str, db_name: str | None) -> URL:
+    """Return the parsed URL; no message and no traceback shows the text"""
+    parsed = None
+    with suppress(ArgumentError, ValueError):
+        parsed = get_url(db_name=db_name, url=text)
+
+    if parsed is None or "://" in (parsed.database or ""):
+        # The parser's own error may hold the text, and so the password: it
+        # must not be in our traceback.
+        raise OptionError(f"{option}: not an URL; {HOW_TO_WRITE_URLS}")
+
+    return parsed
+
+
+def _check_dialects(known: Topology) -> None:
+    names = {server.url.get_backend_name() for server in known.servers}
+    if len(names) > 1:
+        raise OptionError(
+            "All engines serve one database, and so have one dialect, but: "
+            + ", ".join(
+                f"{server} of {server.option} is "
+                f"{server.url.get_backend_name()}"
+                for server in known.servers
+            )
+        )
+
+
+def _check_replicas_differ(known: Topology) -> None:
+    seen: dict[Any, Server] = {}
+    for server in known.replicas:
+        url = server.url
+        place = (
+            place_of(url.set(port=url.port or 5432)),
+            url.username,
+            url.query,
+        )
+        if place in seen:
+            raise OptionError(
+                f"--db-ro-urls names the same server twice: {seen[place]} and "
+                f"{server}; leave one out"
+            )
+
+        seen[place] = server

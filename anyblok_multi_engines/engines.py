@@ -1,0 +1,193 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""One SQLAlchemy engine per server, with the options of its role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import NoSuchModuleError
+
+from .errors import NoPrimaryError, OptionError
+from .topology import Role, Server
+
+# The answer to a write: PostgreSQL's read_only_sql_transaction.
+READ_ONLY_SQL_TRANSACTION = "25006"
+
+# Seconds; libpq's own connect_timeout takes whole ones, and no less than 2.
+REPLICA_CONNECT_TIMEOUT = 2
+
+# With one statement a transaction, there is nothing to begin, to commit or to
+# roll back on a replica: two round trips less, and no way to break a commit.
+STATEMENT_LEVELS = frozenset(
+    ["READ COMMITTED", "READ UNCOMMITTED", "AUTOCOMMIT"]
+)
+
+SESSION_SETTINGS = (
+    "SELECT set_config('default_transaction_read_only', 'on', false), "
+    "set_config('default_transaction_isolation', '{level}', false)"
+)
+
+DRIVER_PACKAGES = {
+    "psycopg": "psycopg[binary]",
+    "psycopg2": "psycopg2-binary",
+}
+
+
+def create(
+    server: Server, options: Mapping[str, Any], *, transactional: bool = False
+) -> Engine:
+    """Return the engine of a server; nothing is connected yet
+
+    :param server: which one, and its role
+    :param options: of ``sqlalchemy.create_engine``, as AnyBlok makes them
+    :param transactional: True: a replica has real transactions too, with
+        savepoints; False: each of its statements stands alone where the
+        isolation level allows it
+    :exception: OptionError, where the dialect or its driver isn't there
+    """
+    url = server.url
+    options = {**options, "future": True}
+    if server.role is Role.REPLICA:
+        options = _replica_options(server, options, transactional)
+
+    try:
+        engine = create_engine(url, **options)
+    except NoSuchModuleError:
+        raise OptionError(
+            f"{server.option}: SQLAlchemy has no dialect "
+            f"{url.drivername!r}; PostgreSQL's is written postgresql://, "
+            "postgresql+psycopg2:// or postgresql+psycopg://"
+        ) from None
+    except ModuleNotFoundError as error:
+        driver = str(error.name)
+        raise OptionError(
+            f"{server.option}: the driver {driver!r} of {url.drivername}:// "
+            "isn't installed: pip install "
+            f"'{DRIVER_PACKAGES.get(driver, driver)}'. postgresql:// means "
+            "psycopg2 with SQLAlchemy 2.0 and psycopg with 2.1: write "
+            "postgresql+psycopg2:// or postgresql+psycopg:// to choose"
+        ) from error
+
+    if server.role is Role.REPLICA:
+        event.listen(engine, "before_cursor_execute", _hold_cursor)
+        if engine.dialect.name == "postgresql":
+            level = standby_isolation_level(options["isolation_level"])
+            event.listen(engine, "connect", _read_only_setter(level))
+
+    return engine
+
+
+def standby_isolation_level(level: str) -> str:
+    """Return the isolation level that a hot standby has for the registry's
+
+    A hot standby refuses SERIALIZABLE (PostgreSQL, "Serializable
+    Transactions and Hot Standby"); READ UNCOMMITTED is READ COMMITTED there.
+
+    :param level: as configured, words separated by ``_`` or a blank
+    :rtype: ``READ COMMITTED`` or ``REPEATABLE READ``
+    """
+    if _spaced(level) in STATEMENT_LEVELS:
+        return "READ COMMITTED"
+
+    return "REPEATABLE READ"
+
+
+def tell_the_missing_option(engine: Engine, server: Server) -> None:
+    """Translate a standby's refusal to write, for a registry of replicas only
+
+    :param engine: the replica's
+    :param server: the replica
+    """
+
+    def translate(context: Any) -> Exception | None:
+        if sqlstate_of(context.original_exception) == READ_ONLY_SQL_TRANSACTION:
+            return read_only_mode(f"{server} refused to write")
+
+        return None
+
+    event.listen(engine, "handle_error", translate, retval=True)
+
+
+def read_only_mode(what: str) -> NoPrimaryError:
+    """Return the error of a write where there is no primary
+
+    :param what: was refused
+    """
+    return NoPrimaryError(
+        f"{what}: read-only mode, only --db-ro-urls is given; add --db-url or "
+        "--db-wo-url for the primary"
+    )
+
+
+def sqlstate_of(error: BaseException | None) -> str | None:
+    """Return the SQLSTATE of a driver's error, psycopg2's or psycopg's"""
+    found = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return None if found is None else str(found)
+
+
+def _replica_options(
+    server: Server, options: Mapping[str, Any], transactional: bool
+) -> dict[str, Any]:
+    level = standby_isolation_level(options.get("isolation_level") or "")
+    if level == "READ COMMITTED" and not transactional:
+        level = "AUTOCOMMIT"
+
+    result = {
+        **options,
+        "isolation_level": level,
+        # A pooled connection whose server has gone is found out before a
+        # statement is lost on it.
+        "pool_pre_ping": True,
+    }
+    if (
+        server.url.get_backend_name() == "postgresql"
+        and "connect_timeout" not in server.url.query
+    ):
+        result["connect_args"] = {
+            "connect_timeout": REPLICA_CONNECT_TIMEOUT,
+            **options.get("connect_args", {}),
+        }
+
+    return result
+
+
+def _spaced(level: str) -> str:
+    return level.upper().replace("_", " ")
+
+
+def _read_only_setter(level: str) -> Any:
+    """Return a listener that makes a connection read-only for the server too
+
+    By a statement and not in libpq's ``options``, which PgBouncer before
+    1.20 and RDS Proxy refuse.
+    """
+    settings = SESSION_SETTINGS.format(level=level.lower())
+
+    def set_read_only(connection: Any, record: Any) -> None:
+        autocommit = connection.autocommit
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(settings)
+
+        connection.autocommit = autocommit
+
+    return set_read_only
+
+
+def _hold_cursor(
+    connection: Any,
+    cursor: Any,
+    statement: str,
+    parameters: Any,
+    context: Any,
+    executemany: bool,
+) -> None:
+    """Let a server-side cursor live without a transaction around it"""
+    if getattr(cursor, "name", None) and hasattr(cursor, "withhold"):
+        cursor.withhold = True

@@ -1,0 +1,34 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""The only monitoring SQL."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+ALIVE = text("SELECT 1")
+
+
+def failure_of(engine: Engine) -> str | None:
+    """Return why a server can't serve a read now; None: it can
+
+    :param engine: of the server; one of its pooled connections is used
+    """
+    try:
+        with engine.connect() as connection:
+            connection.execute(ALIVE)
+    except SQLAlchemyError as error:
+        return summary_of(error)
+
+    return None
+
+
+def summary_of(error: BaseException) -> str:
+    """Return the first line of an error, without SQLAlchemy's links"""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else type(cause).__name__

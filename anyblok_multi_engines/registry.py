@@ -1,0 +1,526 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""The registry with several engines; it wires all the rest."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from logging import getLogger
+from random import choice
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from anyblok.registry import Registry
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+from sqlalchemy_utils.functions import database_exists
+
+from . import engines
+from .config import topology
+from .errors import (
+    MultiEnginesException,
+    NoPrimaryError,
+    NoReplicaError,
+    ServerUnavailableError,
+)
+from .health.model import Snapshot
+from .health.monitor import Monitor
+from .health.probe import summary_of
+from .routing.decision import PRIMARY, Decision
+from .routing.statements import Statements
+from .session import MixinSession
+from .topology import Role, Server, Topology
+
+__all__ = [
+    "MixinSession",
+    "MultiEngines",
+    "MultiEnginesException",
+    "RegistryMultiEngines",
+]
+
+if TYPE_CHECKING:
+    from anyblok.registry import Registry as RegistryBase
+else:
+    RegistryBase = object
+
+logger = getLogger(__name__)
+
+# The commands that prepare a database from their first statement to their
+# last: what they read decides what they write.
+MAINTENANCE_COMMANDS = frozenset(["anyblok_createdb", "anyblok_updatedb"])
+
+
+class LoadingScope(threading.local):
+    """What one thread is doing to the registry; no other thread sees it"""
+
+    #: how many of the methods that load or change the registry are running
+    depth = 0
+    #: True while the states of the bloks are read
+    reading_bloks = False
+    #: set by a caller who wants everything on one connection
+    connection: Connection | None = None
+
+
+def on_primary(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a method that reads in order to write: all on the primary
+
+    :param method: of the registry; its thread alone is concerned
+    """
+
+    @wraps(method)
+    def wrapper(self: MultiEngines, *args: Any, **kwargs: Any) -> Any:
+        with self.loading():
+            return method(self, *args, **kwargs)
+
+    return wrapper
+
+
+class MultiEngines(RegistryBase):
+    """Mixin of AnyBlok's Registry: one database, a primary and its replicas
+
+    AnyBlok finds it by the entry point ``anyblok.registry.mixin``.
+    """
+
+    # AnyBlok's __getattr__ recurses without end on an attribute that is
+    # missing before the Session exists, and is silent afterwards.
+    Session: Any = None
+    additional_setting: dict[str, Any] = {}  # noqa: RUF012
+    bind: Any = None
+    #: ``ro``: the engines that take reads, ``wo``: the primary's or None
+    engines: dict[str, Any] = {"ro": [], "wo": None}  # noqa: RUF012
+    loadwithoutmigration = False
+    monitor: Monitor
+    rw_engine: Any = None
+    statements: Statements
+    topology: Topology
+    unittest = False
+    unittest_bind: Any = None
+    unittest_transaction: Any = None
+    _engines: dict[str, Engine] = {}  # noqa: RUF012
+    _server_names: dict[Any, str] = {}  # noqa: RUF012
+    _readers: tuple[str, ...] = ()
+    _chosen_engine: Any = None
+
+    def __init__(self, db_name: str | None, *args: Any, **kwargs: Any) -> None:
+        self._scope = LoadingScope()
+        #: True in a registry that anyblok_createdb or anyblok_updatedb made
+        self.is_maintained = _running_command() in MAINTENANCE_COMMANDS
+        super().__init__(db_name, *args, **kwargs)
+        if not self.unittest and not self.topology.read_only:
+            # After the load, which needs no replica.
+            self.monitor.step()
+
+    def init_engine(self, db_name: str | None = None) -> None:
+        """Make an engine per server of the options; nothing is connected
+
+        :param db_name: name of the database on all of them
+        :exception: OptionError
+        """
+        self.topology = known = topology(db_name)
+        self.statements = Statements()
+        self._engines = {
+            server.name: self._engine_for(server) for server in known.servers
+        }
+        # Not by engine: an option of the caller makes another engine of it.
+        self._server_names = {
+            engine.dialect: name for name, engine in self._engines.items()
+        }
+        self._readers = tuple(server.name for server in known.readers)
+        self.engines = {
+            "ro": [self._engines[name] for name in self._readers],
+            "wo": self._engines.get(PRIMARY),
+        }
+        self.monitor = Monitor(
+            {server: self._engines[server.name] for server in known.replicas}
+        )
+        self.rw_engine = self.engines["wo"]
+        if known.read_only:
+            self._enter_read_only_mode()
+
+        self._chosen_engine = self.rw_engine
+        if self.loadwithoutmigration and self.engines["ro"]:
+            self._chosen_engine = choice(self.engines["ro"])
+
+    def _engine_for(self, server: Server) -> Engine:
+        engine = engines.create(
+            server,
+            self.init_engine_options(server.url),
+            transactional=bool(self.unittest or self.topology.read_only),
+        )
+        if self.topology.read_only:
+            engines.tell_the_missing_option(engine, server)
+
+        self.apply_engine_events(engine)
+        return engine
+
+    def _enter_read_only_mode(self) -> None:
+        logger.debug("No WRITE engine defined use READ ONLY mode")
+        self.loadwithoutmigration = True
+        self.monitor.step()
+        ready = self.usable_readers()
+        if self.monitor.snapshot.down.issuperset(ready):
+            raise ServerUnavailableError(
+                "Read-only mode, and no server of --db-ro-urls answers: "
+                + "; ".join(
+                    f"{server}: {self.health().servers[server.name].reason}"
+                    for server in self.topology.replicas
+                )
+            )
+
+        self.rw_engine = self._engines[ready[0]]
+
+    def init_bind(self) -> None:
+        """Bind to the primary, or to one connection of it in unittest mode"""
+        with self.loading():
+            super().init_bind()
+
+        self.unittest_bind = self.bind if self.unittest else None
+
+    @property
+    def engine(self) -> Any:
+        """Return the primary's engine
+
+        Of a registry that was built with ``loadwithoutmigration``, one of the
+        engines that take reads; but what ``load()`` reads comes from the
+        primary.
+        """
+        if self._scope.depth:
+            return self.rw_engine
+
+        return self._chosen_engine
+
+    def get_engine_for(self, ro: bool = True) -> Engine:
+        """Return one engine among the engines
+
+        :param ro: True: one that takes reads, usable if there is one that
+            is; False: the primary's
+        :exception: NoReplicaError, NoPrimaryError, both RegistryException
+        """
+        if ro and self._readers:
+            return self._engines[choice(self.usable_readers() or self._readers)]
+
+        if ro:
+            raise NoReplicaError(
+                "No engine found to read only: --db-wo-url takes writes alone;"
+                " give --db-ro-urls for its replicas"
+            )
+
+        if self.engines["wo"] is None:
+            raise NoPrimaryError(
+                "No engine found to write: give --db-url or --db-wo-url"
+            )
+
+        return self.engine_of(PRIMARY)
+
+    def engine_of(self, server_name: str) -> Engine:
+        """Return a server's engine
+
+        :param server_name: ``primary``, ``replica1``...
+        """
+        return self._engines[server_name]
+
+    def server_name_of(self, engine: Engine) -> str | None:
+        """Return the name of an engine's server; None: not one of ours
+
+        :param engine: of a connection
+        """
+        return self._server_names.get(engine.dialect)
+
+    def is_replica(self, server_name: str) -> bool:
+        """Return True where the server is a replica
+
+        :param server_name: ``primary``, ``replica1``...
+        """
+        return server_name != PRIMARY
+
+    def usable_readers(self) -> tuple[str, ...]:
+        """Return the names of the servers that take reads and aren't down
+
+        In read-only mode all of them where all are down: there is nothing
+        to lose by asking.
+        """
+        down = self.monitor.snapshot.down
+        if not down:
+            return self._readers
+
+        usable = tuple(name for name in self._readers if name not in down)
+        if not usable and self.topology.read_only:
+            return self._readers
+
+        return usable
+
+    def explain(self, statement: Any) -> Decision:
+        """Return where a statement would go now, and why
+
+        :param statement: of SQLAlchemy, a query of a Model, or SQL as a text
+        :rtype: Decision
+        """
+        if isinstance(statement, str):
+            statement = text(statement)
+
+        clause = getattr(statement, "sql_statement", statement)
+        decision: Decision = self.session.decision_for(clause)
+        return decision
+
+    def health(self) -> Snapshot:
+        """Return what is known of the replicas"""
+        return self.monitor.snapshot
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Keep this thread on the primary, from its next statement on
+
+        For what creates, migrates, upgrades or reloads the registry. It
+        nests.
+        """
+        scope = self._scope
+        if not scope.depth and self.Session and self.Session.registry.has():
+            self.Session().forget_replica_reads()
+
+        scope.depth += 1
+        try:
+            yield
+        finally:
+            scope.depth -= 1
+
+    @property
+    def is_loading(self) -> bool:
+        """Return True in the thread that is loading or changing the registry"""
+        return bool(self._scope.depth) and not self.unittest
+
+    @property
+    def session_connection(self) -> Connection | None:
+        """The connection of this thread that changes the registry, or None
+
+        Whoever sets it gets this thread's statements on it until it is None.
+        """
+        if self._scope.connection is not None:
+            return self._scope.connection
+
+        if not (self.is_loading and self.Session) or self.topology.read_only:
+            return None
+
+        connection: Connection = self.Session().connection(
+            bind_arguments={"bind": self.rw_engine}
+        )
+        return connection
+
+    @session_connection.setter
+    def session_connection(self, connection: Connection | None) -> None:
+        self._scope.connection = connection
+
+    @property
+    def given_session_connection(self) -> Connection | None:
+        """Return the session connection that a caller has set, or None"""
+        return self._scope.connection
+
+    def create_session_factory(self) -> None:
+        """Create the session factory, with our mixin under the bloks' own
+
+        What a blok adds to ``Core.Session`` stays above it: its ``get_bind``
+        calls ours.
+        """
+        if self.Session is None or self.must_recreate_session_factory():
+            cores = self.loaded_cores["Session"]
+            self.loaded_cores["Session"] = _with_mixin(cores)
+            try:
+                super().create_session_factory()
+            finally:
+                self.loaded_cores["Session"] = cores
+
+            # AnyBlok compares it with the number of the bloks' own.
+            self.nb_session_bases = len(cores)
+        else:
+            super().create_session_factory()
+
+    @on_primary
+    def load(self) -> None:
+        """Load the registry: what it reads comes from the primary
+
+        In read-only mode, from a replica, and nothing is migrated.
+        """
+        self.statements = Statements()
+        if self.topology.read_only:
+            self.loadwithoutmigration = True
+
+        super().load()
+        if self.topology.read_only:
+            # AnyBlok's load() resets it, and a reload would migrate.
+            self.loadwithoutmigration = True
+
+    def get_bloks_by_states(self, *states: str) -> list[str]:
+        """Return the bloks in these states
+
+        AnyBlok takes any database error for an empty database, and would
+        come up without the installed bloks.
+
+        :param states: of the bloks
+        :exception: ServerUnavailableError
+        """
+        scope = self._scope
+        before, scope.reading_bloks = scope.reading_bloks, True
+        try:
+            with self.loading():
+                return list(super().get_bloks_by_states(*states))
+        finally:
+            scope.reading_bloks = before
+
+    def get_bloks_to_install(self, loaded: list[str]) -> list[str]:
+        """Return the bloks to install: none in read-only mode
+
+        :param loaded: the installed bloks
+        :exception: NoPrimaryError, where there are none to load either
+        """
+        if not self.topology.read_only:
+            return list(super().get_bloks_to_install(loaded))
+
+        if not loaded:
+            raise engines.read_only_mode(
+                f"No blok is installed in the database {self.db_name!r}"
+            )
+
+        return []
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a statement; see SQLAlchemy's ``Session.execute``
+
+        :exception: ServerUnavailableError, while the bloks' states are read
+        """
+        try:
+            return super().execute(*args, **kwargs)
+        except OperationalError as error:
+            if self._scope.reading_bloks and self.topology.replicas:
+                raise ServerUnavailableError(
+                    "The installed bloks can't be read, and the registry "
+                    f"isn't loaded without them: {summary_of(error)}"
+                ) from error
+
+            raise
+
+    @on_primary
+    def reload(self) -> None:
+        """Reload the registry; what it reads comes from the primary"""
+        super().reload()
+
+    @on_primary
+    def apply_model_schema_on_table(self, blok2install: str | None) -> None:
+        """Migrate the database, on the primary"""
+        super().apply_model_schema_on_table(blok2install)
+
+    @on_primary
+    def get_bloks(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the bloks that depend on another, from the primary"""
+        return super().get_bloks(*args, **kwargs)
+
+    @on_primary
+    def check_conflict_with(self, blok: str) -> None:
+        """Check that a blok may be installed, on the primary"""
+        super().check_conflict_with(blok)
+
+    @on_primary
+    def apply_state(self, *args: Any, **kwargs: Any) -> None:
+        """Change the state of a blok, on the primary"""
+        super().apply_state(*args, **kwargs)
+
+    @on_primary
+    def upgrade(self, *args: Any, **kwargs: Any) -> None:
+        """Install, update and uninstall bloks, on the primary
+
+        :exception: NoPrimaryError, in read-only mode
+        """
+        if self.topology.read_only:
+            raise engines.read_only_mode("The bloks can't be upgraded")
+
+        super().upgrade(*args, **kwargs)
+
+    @on_primary
+    def update_blok_list(self) -> None:
+        """Write the bloks that the program knows, on the primary
+
+        :exception: NoPrimaryError, in read-only mode
+        """
+        if self.topology.read_only:
+            raise engines.read_only_mode("The list of bloks can't be updated")
+
+        super().update_blok_list()
+
+    def close(self) -> None:
+        """Release the session, every engine and the monitor's thread"""
+        self.monitor.stop()
+        try:
+            super().close()
+        finally:
+            for engine in self._engines.values():
+                engine.dispose()
+
+    @classmethod
+    def db_exists(cls, db_name: str | None = None) -> bool:
+        """Return True where every configured server has the database
+
+        :param db_name: name of the database
+        :exception: RegistryException, without a name
+        """
+        if db_name:
+            known = topology(db_name)
+            if not all(_has_database(server) for server in known.replicas):
+                return False
+
+            if known.primary is None:
+                return True
+
+            if known.primary.option == "--db-wo-url":
+                # AnyBlok's own function may not know it.
+                return _has_database(known.primary)
+
+        found: bool = super().db_exists(db_name=db_name)
+        return found
+
+
+class RegistryMultiEngines(MultiEngines, Registry):
+    """AnyBlok's registry with several engines, for a program of its own"""
+
+
+def _with_mixin(cores: list[type]) -> list[type]:
+    """Return the bases of the session class with our mixin among them
+
+    Above SQLAlchemy's session, and under what the bloks add.
+    """
+    for index, core in enumerate(cores):
+        if issubclass(core, Session):
+            return [*cores[:index], MixinSession, *cores[index:]]
+
+    return [*cores, MixinSession]
+
+
+def _running_command() -> str | None:
+    """Return which of AnyBlok's commands is on this thread's stack
+
+    A command is the only scope that begins before its registry exists and
+    ends with it; AnyBlok has no hook around it.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "anyblok.scripts":
+            return frame.f_code.co_name
+
+        frame = frame.f_back
+
+    return None
+
+
+def _has_database(server: Server) -> bool:
+    """Return True where a server answers and has its URL's database"""
+    url = server.url
+    if server.role is Role.REPLICA and url.get_backend_name() == "postgresql":
+        timeout = str(engines.REPLICA_CONNECT_TIMEOUT)
+        url = url.update_query_dict({"connect_timeout": timeout, **url.query})
+
+    return bool(database_exists(url))

