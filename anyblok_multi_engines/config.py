@@ -250,7 +250,7 @@ def _check_replicas_differ(known: Topology) -> None:
         place = (
             place_of(url.set(port=url.port or 5432)),
             url.username,
-            url.query,
+            tuple(sorted(url.query.items())),
         )
         if place in seen:
             raise OptionError(

@@ -1,0 +1,12 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+from anyblok import Declarations
+
+
+@Declarations.register(Declarations.Core)
+class Query:
+    def all_name(self):
+        return self.all().name
