@@ -25,8 +25,12 @@ from .topology import Role, Server, Topology, place_of
 logger = getLogger(__name__)
 
 # A separator counts only before the scheme of the next URL: so a comma in a
-# query (libpq's several hosts) needs no care, though AnyBlok cut there.
-URL_SEPARATOR = re.compile(r"[,\s]+(?=[A-Za-z][\w+.\-]*:/)")
+# query (libpq's several hosts) needs no care.
+SCHEME = re.compile(r"[A-Za-z][\w+.\-]*:/")
+URL_SEPARATOR = re.compile(rf"[,\s]+(?={SCHEME.pattern})")
+
+# Two URLs that nothing has separated.
+NO_DATABASE_NAME = re.compile(r"[,\s]|:/")
 
 HOW_TO_WRITE_URLS = (
     "write dialect://user:password@host:port/database, with %40 for an @ and "
@@ -139,9 +143,20 @@ def replica_urls() -> list[str]:
     if not value:
         return []
 
-    texts = [value] if isinstance(value, str) else [x for x in value if x]
-    joined = ",".join(texts).strip(", \t\r\n")
-    return [x.strip() for x in URL_SEPARATOR.split(joined) if x.strip()]
+    urls: list[str] = []
+    for text in [value] if isinstance(value, str) else filter(None, value):
+        for piece in URL_SEPARATOR.split(text):
+            piece = piece.strip(", \t\r\n")
+            if not piece:
+                continue
+
+            if urls and "?" in urls[-1] and not SCHEME.match(piece):
+                # AnyBlok cut at the comma of a query.
+                piece = f"{urls.pop()},{piece}"
+
+            urls.append(piece)
+
+    return urls
 
 
 def is_configured() -> bool:
@@ -220,14 +235,14 @@ def _url(option: str, text: str, db_name: str | None) -> URL:
     """Return the parsed URL; no message and no traceback shows the text"""
     parsed = None
     with suppress(ArgumentError, ValueError):
-        parsed = get_url(db_name=db_name, url=text)
+        parsed = make_url(text)
 
-    if parsed is None or "://" in (parsed.database or ""):
+    if parsed is None or NO_DATABASE_NAME.search(parsed.database or ""):
         # The parser's own error may hold the text, and so the password: it
         # must not be in our traceback.
         raise OptionError(f"{option}: not an URL; {HOW_TO_WRITE_URLS}")
 
-    return parsed
+    return get_url(db_name=db_name, url=parsed)
 
 
 def _check_dialects(known: Topology) -> None:

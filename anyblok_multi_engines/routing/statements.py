@@ -241,6 +241,18 @@ def _operator(element: Any) -> Objection:
     return None
 
 
+def _values(element: Any) -> Objection:
+    """Object to the rows of VALUES, which a visitor doesn't visit"""
+    cells = (
+        cell
+        for rows in element._data
+        for row in rows
+        for cell in row
+        if isinstance(cell, ClauseElement)
+    )
+    return _objection_to_all(cells, set())
+
+
 def _statement_write(element: Any) -> Objection:
     return f"{element.__visit_name__.upper()} inside"
 
@@ -262,6 +274,8 @@ CHECKS: dict[str, Callable[[Any], Objection]] = {
     "textclause": _text,
     "unary": _operator,
     "update": _statement_write,
+    "values": _values,
+    "scalar_values": _values,
 }
 
 

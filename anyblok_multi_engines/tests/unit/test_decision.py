@@ -1,0 +1,156 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""The rules, on plain values."""
+
+import pytest
+
+from anyblok_multi_engines.routing.balancing import at_random
+from anyblok_multi_engines.routing.decision import (
+    RULES,
+    Decision,
+    Reason,
+    Situation,
+    decide,
+)
+from anyblok_multi_engines.routing.need import NO_STATEMENT, READ, Kind, Need
+from anyblok_multi_engines.routing.transaction import NOWHERE, ON_PRIMARY
+
+WRITE = Need(Kind.WRITE, "UPDATE")
+ON_REPLICA1 = NOWHERE.with_replica("replica1")
+BOTH = ("replica1", "replica2")
+
+
+def decided(need=READ, usable=BOTH, **facts):
+    return decide(Situation(classify=lambda: need, usable=usable, **facts))
+
+
+# In the order of the rules: a fact, with all that could speak against it.
+CASES = {
+    Reason.LOADING: (
+        "primary",
+        {"loading": True, "placement": ON_REPLICA1},
+    ),
+    Reason.UNITTEST_TRANSACTION: (
+        "unittest",
+        {"unittest": True, "flushing": True, "need": WRITE},
+    ),
+    Reason.FLUSHING: (
+        "primary",
+        {"flushing": True, "placement": ON_REPLICA1},
+    ),
+    Reason.ALREADY_ON_PRIMARY: ("primary", {"placement": ON_PRIMARY}),
+    Reason.PINNED_TO_PRIMARY: (
+        "primary",
+        {"pinned": True, "placement": ON_REPLICA1},
+    ),
+    Reason.ONE_SERVER: (
+        "primary",
+        {"has_replicas": False, "usable": ("primary",)},
+    ),
+    Reason.NOT_A_READ: ("primary", {"need": WRITE, "placement": ON_REPLICA1}),
+    Reason.ALREADY_ON_REPLICA: (
+        "replica1",
+        {"placement": ON_REPLICA1, "draw": 0.99},
+    ),
+    Reason.USABLE_REPLICA: ("replica2", {"draw": 0.99}),
+    Reason.PRIMARY_TAKES_READS: (
+        "primary",
+        {"usable": ("primary", *BOTH), "draw": 0.1},
+    ),
+    Reason.NO_USABLE_REPLICA: ("primary", {"usable": ()}),
+    Reason.READ_ONLY_MODE: (None, {"has_primary": False, "need": WRITE}),
+}
+
+
+@pytest.mark.parametrize("reason", Reason, ids=str)
+def test_rule(reason):
+    server_name, facts = CASES[reason]
+    decision = decided(**facts)
+    assert (decision.server_name, decision.reason) == (server_name, reason)
+
+
+def test_each_rule_is_named_after_its_reason():
+    names = [rule.__name__ for rule in RULES]
+    words = [str(reason) for reason in Reason]
+    extra = {"primary_takes_reads", "read_only_mode"}
+    assert names == [word for word in words if word not in extra]
+
+
+def test_a_statement_is_classified_only_when_a_rule_asks():
+    def classify():
+        raise AssertionError("nobody needed to know")
+
+    for facts in (
+        {"loading": True},
+        {"unittest": True},
+        {"flushing": True},
+        {"placement": ON_PRIMARY},
+        {"has_replicas": False},
+    ):
+        decide(Situation(classify=classify, **facts))
+
+
+def test_no_statement_goes_to_the_primary():
+    assert decided(NO_STATEMENT) == Decision(
+        "primary", Reason.NOT_A_READ, NO_STATEMENT.because
+    )
+
+
+def test_replica_that_is_lost_is_left():
+    decision = decided(usable=("replica2",), placement=ON_REPLICA1)
+    assert decision.server_name == "replica2"
+
+
+def test_first_write_moves_the_unit_of_work_for_good():
+    moved = ON_REPLICA1.with_primary()
+    assert moved.on_primary
+    assert moved.replica == "replica1"
+    assert moved.with_replica("replica2") == moved
+    assert decided(placement=moved).reason is Reason.ALREADY_ON_PRIMARY
+
+
+def test_first_replica_is_kept():
+    assert ON_REPLICA1.with_replica("replica2") == ON_REPLICA1
+
+
+class TestReadOnlyMode:
+    """There is no primary to go to"""
+
+    @pytest.mark.parametrize(
+        "facts", [{"need": WRITE}, {"flushing": True}], ids=str
+    )
+    def test_write_has_no_server(self, facts):
+        decision = decided(has_primary=False, **facts)
+        assert decision.server_name is None
+        assert decision.reason is Reason.READ_ONLY_MODE
+        assert decision.because
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {},
+            {"need": NO_STATEMENT},
+            {"need": Need(Kind.UNPROVEN, "text")},
+            {"loading": True},
+            {"pinned": True},
+        ],
+        ids=str,
+    )
+    def test_what_may_read_goes_to_a_replica(self, facts):
+        assert decided(has_primary=False, **facts).server_name == "replica1"
+
+
+def test_at_random_gives_each_the_same_share():
+    names = ["a", "b", "c"]
+    drawn = [at_random(names, number / 300) for number in range(300)]
+    assert {name: drawn.count(name) for name in names} == dict.fromkeys(
+        names, 100
+    )
+
+
+def test_decision_shows_why():
+    assert str(decided(WRITE)) == "primary (not_a_read: UPDATE)"
+    assert str(decided()) == "replica1 (usable_replica)"
