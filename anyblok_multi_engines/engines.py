@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import NoSuchModuleError
 
 from .errors import NoPrimaryError, OptionError
@@ -28,9 +28,11 @@ STATEMENT_LEVELS = frozenset(
     ["READ COMMITTED", "READ UNCOMMITTED", "AUTOCOMMIT"]
 )
 
+# SET and not set_config(): a SELECT needs a snapshot, which a standby whose
+# default is SERIALIZABLE refuses.
 SESSION_SETTINGS = (
-    "SELECT set_config('default_transaction_read_only', 'on', false), "
-    "set_config('default_transaction_isolation', '{level}', false)"
+    "SET default_transaction_isolation = '{level}'; "
+    "SET default_transaction_read_only = on"
 )
 
 DRIVER_PACKAGES = {
@@ -75,10 +77,17 @@ def create(
         ) from error
 
     if server.role is Role.REPLICA:
-        event.listen(engine, "before_cursor_execute", _hold_cursor)
+        if engine.dialect.driver == "psycopg2":
+            event.listen(engine, "before_cursor_execute", _hold_cursor)
+        elif engine.dialect.driver == "psycopg":
+            event.listen(engine, "connect", _hold_cursors)
+
         if engine.dialect.name == "postgresql":
             level = standby_isolation_level(options["isolation_level"])
-            event.listen(engine, "connect", _read_only_setter(level))
+            # First: the driver's own set-up asks the server for types.
+            event.listen(
+                engine, "connect", _read_only_setter(level), insert=True
+            )
 
     return engine
 
@@ -129,6 +138,19 @@ def sqlstate_of(error: BaseException | None) -> str | None:
     """Return the SQLSTATE of a driver's error, psycopg2's or psycopg's"""
     found = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     return None if found is None else str(found)
+
+
+def is_unused(connection: Connection) -> bool:
+    """Return True where nothing has been sent in a transaction yet
+
+    The driver knows without asking: libpq's PQtransactionStatus is
+    PQTRANS_IDLE, 0, until the BEGIN that goes with the first statement.
+
+    :param connection: of psycopg2 or psycopg; of another driver: False
+    """
+    driver: Any = connection.connection.dbapi_connection
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    return status is not None and int(status) == 0
 
 
 def _replica_options(
@@ -188,6 +210,16 @@ def _hold_cursor(
     context: Any,
     executemany: bool,
 ) -> None:
-    """Let a server-side cursor live without a transaction around it"""
-    if getattr(cursor, "name", None) and hasattr(cursor, "withhold"):
+    """Let psycopg2's server-side cursor live without a transaction"""
+    if cursor.name is not None:
         cursor.withhold = True
+
+
+def _hold_cursors(connection: Any, record: Any) -> None:
+    """Let psycopg's server-side cursors live without a transaction"""
+    factory = connection.server_cursor_factory
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        return factory(*args, **{**kwargs, "withhold": True})
+
+    connection.server_cursor_factory = held

@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .engines import read_only_mode
+from .engines import is_unused, read_only_mode
 from .health.probe import summary_of
 from .routing.decision import UNITTEST, Decision, Situation, decide
 from .routing.transaction import NOWHERE, Placement
@@ -52,6 +52,7 @@ class MixinSession(SessionBase):
         super().__init_subclass__(**kwargs)
         if MixinSession in cls.__bases__ and issubclass(cls, Session):
             event.listen(cls, "after_begin", _record_placement)
+            event.listen(cls, "after_flush", _forget_empty_flush)
 
     def get_bind(
         self,
@@ -190,6 +191,27 @@ class MixinSession(SessionBase):
         return (
             self.anyblok.is_replica(name) and self.placement().replica != name
         )
+
+
+def _forget_empty_flush(session: MixinSession, context: Any) -> None:
+    """Forget the primary after a flush that had nothing to write
+
+    AnyBlok marks what a One2Many has loaded as changed: the next query
+    flushes, asks for the primary's connection, and sends nothing on it. That
+    ends no unit of work's reads from a replica.
+    """
+    root, placement = session._placed
+    if session.new or session.deleted or not placement.on_primary:
+        return
+
+    if placement.replica is None or session.in_nested_transaction():
+        return
+
+    connection = session.connection(
+        bind_arguments={"bind": session.anyblok.rw_engine}
+    )
+    if is_unused(connection):
+        session._placed = (root, NOWHERE.with_replica(placement.replica))
 
 
 def _record_placement(

@@ -78,7 +78,8 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed and log_starts in item.stash:
         cluster, starts = item.stash[log_starts]
-        for server in cluster.servers:
+        # None are left where the session's own end has failed.
+        for server in cluster.servers if cluster.is_running else ():
             said = server.log(starts[server.name])
             report.sections.append((f"PostgreSQL log of {server.name}", said))
     return report
