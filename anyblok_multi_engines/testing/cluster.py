@@ -17,7 +17,7 @@ from . import guardian
 from .binaries import Binaries, find_binaries
 from .errors import ClusterError, PortTaken
 from .proxy import TcpProxy
-from .server import PATIENCE, PostgresServer, configuration
+from .server import PATIENCE, REPLAY_STATE, PostgresServer, configuration
 from .waiting import wait_until
 from .workspace import Child, Workspace, workspace
 
@@ -221,6 +221,11 @@ class Cluster:
     # Its servers
 
     @property
+    def is_running(self) -> bool:
+        """True between :meth:`start` and :meth:`close`."""
+        return bool(self._servers)
+
+    @property
     def primary(self) -> PostgresServer:
         """The server that began as the primary."""
         return self.servers[0]
@@ -266,16 +271,22 @@ class Cluster:
         :exception: TimeoutError
         """
         deadline = time.monotonic() + timeout
+        asked = self.replicas if replicas is None else replicas
         if replicas is None:
-            replicas = [one for one in self.replicas if can_replay(one)]
+            asked = [
+                one for one in asked if one.is_running and not one.is_frozen
+            ]
         targets: dict[PostgresServer, str] = {}
-        for replica in replicas:
+        for replica in asked:
             upstream = replica.upstream or self.primary
             if upstream not in targets:
                 targets[upstream] = upstream.committed_lsn()
-        for replica in replicas:
-            lsn = targets[replica.upstream or self.primary]
-            wait_for(replica, lsn, deadline, timeout)
+        for replica in asked:
+            replica.wait_for_replay(
+                targets[replica.upstream or self.primary],
+                max(0.0, deadline - time.monotonic()),
+                paused=replicas is not None,
+            )
 
     # Its faults
 
@@ -328,21 +339,24 @@ class Cluster:
         Servers are thawed and started, replay is resumed and not delayed, a
         replica that was promoted or follows another server is made again.
         Databases and settings stay as they are. Where nothing is wrong it
-        takes two connections to the primary and two to each replica.
+        takes one connection to each server.
         """
         for proxy in self._proxies:
             proxy.heal()
         # A list: each of them, whatever the others are.
         faults = [heal_process(server) for server in self.servers]
-        if self.primary.is_in_recovery:
-            self.primary.promote()
+        if self.primary.upstream is not None:
+            if self.primary.is_in_recovery:
+                self.primary.promote()
             self.primary.upstream = None
         broken = []
         for replica in self.replicas:
-            if replica.upstream is self.primary and is_sound(replica):
-                faults.append(heal_replay(replica))
-            else:
+            fault = None
+            if replica.upstream is self.primary and replica.is_running:
+                fault = heal_replay(replica)
+            if fault is None:
                 broken.append(replica)
+            faults.append(fault is not False)
         broken += self._not_streaming(broken)
         for replica in broken:
             replica.kill()
@@ -366,45 +380,6 @@ class Cluster:
         return []
 
 
-def can_replay(replica: PostgresServer) -> bool:
-    """True if a replica replays what it receives.
-
-    :param replica: one that may be stopped, frozen, paused or promoted
-    """
-    if not replica.is_running or replica.is_frozen:
-        return False
-    return replica.is_in_recovery and replica.replay_state == "not paused"
-
-
-def wait_for(
-    replica: PostgresServer, lsn: str, deadline: float, timeout: float
-) -> None:
-    """Wait until a replica has replayed all before a position.
-
-    :param replica: which
-    :param lsn: the position
-    :param deadline: on time.monotonic()
-    :param timeout: seconds from the beginning, for the message
-    :exception: TimeoutError
-    """
-    try:
-        wait_until(
-            "it was not replayed",
-            lambda: replica.has_replayed(lsn),
-            max(0.0, deadline - time.monotonic()),
-            interval=0.002,
-        )
-    except TimeoutError:
-        ((position, in_recovery),) = replica.query(
-            "select pg_last_wal_replay_lsn(), pg_is_in_recovery()"
-        )
-        state = replica.replay_state if in_recovery else "a primary"
-        raise TimeoutError(
-            f"{replica.name} did not replay {lsn} within {timeout:g} s: it is"
-            f" at {position}, {state}"
-        ) from None
-
-
 def heal_process(server: PostgresServer) -> bool:
     """Thaw or start a server.
 
@@ -424,29 +399,22 @@ def heal_process(server: PostgresServer) -> bool:
     return True
 
 
-def is_sound(replica: PostgresServer) -> bool:
-    """True if a replica runs, and is one.
-
-    :param replica: which
-    """
-    return replica.is_running and replica.is_in_recovery
-
-
-def heal_replay(replica: PostgresServer) -> bool:
+def heal_replay(replica: PostgresServer) -> bool | None:
     """Resume a replica's replay, without a delay.
 
     :param replica: which
-    :rtype: True if there was anything to do
+    :rtype: True if there was anything to do; None if it is no replica
     """
-    ((paused, delayed),) = replica.query(
-        "select pg_get_wal_replay_pause_state() <> 'not paused',"
-        " current_setting('recovery_min_apply_delay') <> '0'"
+    ((state, delay),) = replica.query(
+        f"select {REPLAY_STATE}, current_setting('recovery_min_apply_delay')"
     )
-    if delayed:
+    if state == "primary":
+        return None
+    if delay != "0":
         replica.delay_replay(0)
-    if paused:
+    if state != "not paused":
         replica.resume_replay()
-    return bool(paused or delayed)
+    return (state, delay) != ("not paused", "0")
 
 
 def identifier(name: str) -> str:

@@ -19,6 +19,7 @@ forked: they inherit the other end of the pipe, and would keep it open.
 """
 
 import contextlib
+import glob
 import os
 import select
 import shutil
@@ -107,15 +108,19 @@ def family(pid: int) -> list[Process]:
     return sorted(found, key=lambda process: process.pid != pid)
 
 
-def postmaster_files(root: str) -> Iterator[str]:
+def postmaster_files(root: str) -> list[str]:
     """The lock files of the servers whose data is below a directory.
 
     :param root: a directory
-    :rtype: iterator of paths
+    :rtype: list of paths
     """
-    for directory, _, names in os.walk(root):
-        if "postmaster.pid" in names:
-            yield os.path.join(directory, "postmaster.pid")
+    # The directory of a cluster, of a server, or the one of all.
+    patterns = ("", "*", "*/*")
+    return [
+        path
+        for pattern in patterns
+        for path in glob.glob(os.path.join(root, pattern, "postmaster.pid"))
+    ]
 
 
 def lines_of(path: str) -> list[str]:
@@ -202,7 +207,7 @@ def remove_shared_memory(path: str) -> None:
 
 
 def end(root: str) -> None:
-    """End everything that works below a directory.
+    """End everything that works below a directory, and what it left behind.
 
     :param root: a directory
     """
@@ -210,13 +215,15 @@ def end(root: str) -> None:
     servers = set(postmasters(root)) & set(alive)
     send(list(servers), signal.SIGQUIT)
     send(alive, signal.SIGCONT)
-    deadline = time.monotonic() + PATIENCE
-    while alive := workers(root):
-        if time.monotonic() > deadline or not servers.intersection(alive):
+    began = time.monotonic()
+    while alive and time.monotonic() < began + 10 * PATIENCE:
+        if time.monotonic() > began + PATIENCE or servers.isdisjoint(alive):
             send(alive, signal.SIGKILL)
-        time.sleep(0.01)
+        time.sleep(0.005)
+        alive = workers(root)
     for path in postmaster_files(root):
         remove_shared_memory(path)
+        os.unlink(path)
 
 
 def remove(root: str) -> None:

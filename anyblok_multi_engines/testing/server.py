@@ -28,6 +28,19 @@ STOP_SIGNALS = {
     "fast": signal.SIGINT,
     "immediate": signal.SIGQUIT,
 }
+#: What the control connections call themselves.
+CONTROL = "anyblok-testing"
+#: The sessions of clients, all or those in %(database)s.
+CLIENTS = (
+    "from pg_stat_activity where backend_type = 'client backend'"
+    f" and application_name <> '{CONTROL}'"
+    " and (%(database)s is null or datname = %(database)s)"
+)
+#: The word for what the replay of a server does.
+REPLAY_STATE = (
+    "case when pg_is_in_recovery() then pg_get_wal_replay_pause_state()"
+    " else 'primary' end"
+)
 #: Seconds for a server to start or stop, to promote, to stream.
 PATIENCE = 30.0
 
@@ -158,7 +171,7 @@ class PostgresServer:
             options=f"-c statement_timeout={int(timeout * 1000)}",
             sslmode="disable",
             gssencmode="disable",
-            application_name="anyblok-testing",
+            application_name=CONTROL,
         )
         try:
             connection.autocommit = True
@@ -231,6 +244,9 @@ class PostgresServer:
         :exception: ClusterError with the end of the log
         """
         if not self.is_running:
+            # If its postmaster was killed by somebody else: the backends
+            # that are left would keep the next one from starting.
+            guardian.end(str(self.data))
             self.begin_start()
             self.finish_start()
 
@@ -337,20 +353,9 @@ class PostgresServer:
         guardian.send(pids[1:], signal.SIGKILL)
         guardian.send(pids[:1], signal.SIGKILL)
         self._wait_for_end(f"{self.name} did not die")
-        wait_until(
-            f"the backends of {self.name} did not die",
-            lambda: set(pids).isdisjoint(
-                process.pid
-                for process in guardian.processes()
-                if process.state != "Z"
-            ),
-            self.timeout,
-        )
-        # Nobody is left to do it. And another process could get this pid:
-        # the next postmaster would take it for a server on this data.
-        lock_file = self.data / "postmaster.pid"
-        guardian.remove_shared_memory(str(lock_file))
-        lock_file.unlink(missing_ok=True)
+        # What it would have cleaned up; and its lock file, as another
+        # process may get that pid, and be taken for a server on this data.
+        guardian.end(str(self.data))
 
     def _wait_for_end(self, what: str) -> None:
         """Wait until the process of the server has ended."""
@@ -398,10 +403,7 @@ class PostgresServer:
         :rtype: how many
         """
         ended = self.query(
-            "select pg_terminate_backend(pid, %(wait_ms)s)"
-            " from pg_stat_activity where backend_type = 'client backend'"
-            " and pid <> pg_backend_pid()"
-            " and (%(database)s is null or datname = %(database)s)",
+            f"select pg_terminate_backend(pid, %(wait_ms)s) {CLIENTS}",
             {"database": database, "wait_ms": int(self.timeout * 1000)},
         )
         return len(ended)
@@ -416,13 +418,7 @@ class PostgresServer:
         :param database: only those in it; default None: all
         :rtype: how many were killed; the server restarts if it is not 0
         """
-        found = self.query(
-            "select pid from pg_stat_activity"
-            " where backend_type = 'client backend'"
-            " and pid <> pg_backend_pid()"
-            " and (%(database)s is null or datname = %(database)s)",
-            {"database": database},
-        )
+        found = self.query(f"select pid {CLIENTS}", {"database": database})
         pids = [pid for (pid,) in found]
         if not pids:
             return 0
@@ -457,8 +453,8 @@ class PostgresServer:
 
     @property
     def replay_state(self) -> str:
-        """ "not paused", "pause requested" or "paused"."""
-        return str(self.query("select pg_get_wal_replay_pause_state()")[0][0])
+        """ "not paused", "pause requested", "paused"; "primary" for one."""
+        return str(self.query(f"select {REPLAY_STATE}")[0][0])
 
     def pause_replay(self) -> None:
         """Stop replaying WAL; it is still received. It waits until it does."""
@@ -679,18 +675,42 @@ class PostgresServer:
                 cursor.execute(statement)
             return str(cursor.fetchone()[0])
 
-    def has_replayed(self, lsn: str) -> bool:
-        """True if a replica has replayed all before a position.
+    def wait_for_replay(
+        self, lsn: str, timeout: float = 10.0, paused: bool = True
+    ) -> None:
+        """Wait until a replica has replayed all before a position.
 
         :param lsn: a position of its upstream, on the same timeline
+        :param timeout: seconds, default 10
+        :param paused: wait also while the replay is paused, and on a server
+            that is no replica any more, which has replayed nothing. Default
+            True: somebody else may change that; False: these are at the end
+        :exception: TimeoutError
         """
-        # The position stays where it was on a server that is a primary now.
-        ((done,),) = self.query(
-            "select pg_is_in_recovery()"
-            " and pg_last_wal_replay_lsn() >= %s::pg_lsn",
-            (lsn,),
-        )
-        return bool(done)
+        # One connection for all: to open one takes longer than the replay.
+        with self.connection() as connection:
+            cursor = connection.cursor()
+            row: tuple[Any, ...] = ()
+
+            def is_done() -> bool:
+                nonlocal row
+                # A server that was promoted keeps its last position.
+                cursor.execute(
+                    "select pg_is_in_recovery() and"
+                    " pg_last_wal_replay_lsn() >= %s::pg_lsn,"
+                    f" {REPLAY_STATE}, pg_last_wal_replay_lsn()",
+                    (lsn,),
+                )
+                row = cursor.fetchone()
+                return row[0] or not (paused or row[1] == "not paused")
+
+            try:
+                wait_until("it was not replayed", is_done, timeout, 0.001)
+            except TimeoutError:
+                raise TimeoutError(
+                    f"{self.name} did not replay {lsn} within {timeout:.1f} s:"
+                    f" it is at {row[2]}, {row[1]}"
+                ) from None
 
 
 def quoted(value: str) -> str:

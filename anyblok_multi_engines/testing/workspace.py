@@ -146,7 +146,7 @@ class Workspace:
         """
         self.let_go()
         if self.owner == os.getpid():
-            self._guardian.wait()
+            self._guardian.wait(timeout=60.0)
 
     def let_go(self) -> None:
         """Close this end of the guardian's pipe."""
