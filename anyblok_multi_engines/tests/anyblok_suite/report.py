@@ -8,11 +8,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .outcomes import Baseline, Difference, Kind, Result, counts
+from .outcomes import Baseline, Difference, Kind, Result, Results, counts
 from .suite import Run
 
 WORDS = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
@@ -38,6 +39,18 @@ class Verdict:
     run: Run | None = None
     differences: tuple[Difference, ...] = ()
     troubles: tuple[str, ...] = ()
+
+    @property
+    def without_results(self) -> Results:
+        return self.baseline.results if self.baseline else {}
+
+    @property
+    def with_results(self) -> Results:
+        return self.run.results if self.run else {}
+
+    @property
+    def seconds(self) -> str:
+        return f"{self.run.seconds:.0f}" if self.run else ""
 
     @property
     def is_good(self) -> bool:
@@ -66,6 +79,8 @@ def show(console: Console, verdicts: Sequence[Verdict]) -> None:
                 soft_wrap=True,
             )
     console.print(table(verdicts))
+    for verdict in verdicts:
+        console.print(conclusion(verdict), soft_wrap=True)
 
 
 def show_kind(console: Console, verdict: Verdict, kind: Kind) -> None:
@@ -112,39 +127,53 @@ def table(verdicts: Sequence[Verdict]) -> Table:
 
     :rtype: rich's Table
     """
-    rows = Table(title="AnyBlok's own suite")
-    rows.add_column("")
-    for name in WORDS:
-        rows.add_column(name, justify="right")
-    for name in ("differ", "worse", "seconds"):
-        rows.add_column(name, justify="right")
+    sides = [
+        side
+        for verdict in verdicts
+        for side in (verdict.without_results, verdict.with_results)
+    ]
+    words = [word for word in WORDS if any(word in counts(s) for s in sides)]
+    rows = Table(title="AnyBlok's own suite", box=SIMPLE_HEAD)
+    rows.add_column("SQLAlchemy", no_wrap=True)
+    for name in (*words, "seconds"):
+        rows.add_column(name, justify="right", no_wrap=True)
     for verdict in verdicts:
-        if verdict.baseline is not None:
-            numbers = counts(verdict.baseline.results)
-            cells = [str(numbers.get(w, 0)) for w in WORDS]
-            rows.add_row(f"{verdict.name} without, {verdict.source}", *cells)
-        if verdict.run is not None:
-            rows.add_row(*run_cells(verdict, verdict.run))
-        style = "green" if verdict.is_good else "bold red"
-        said = "as without" if verdict.is_good else "NOT AS WITHOUT"
-        rows.add_row(Text(f"{verdict.name}: {said}", style=style))
-        rows.add_section()
+        for side, results, seconds in (
+            (f"without, {verdict.source}", verdict.without_results, ""),
+            ("with", verdict.with_results, verdict.seconds),
+        ):
+            if results:
+                numbers = counts(results)
+                rows.add_row(
+                    f"{verdict.name} {side}".removeprefix("SQLAlchemy "),
+                    *(str(numbers.get(word, 0)) for word in words),
+                    seconds,
+                )
     return rows
 
 
-def run_cells(verdict: Verdict, run: Run) -> list[str]:
-    """The table's row for the run with the plugin.
+def conclusion(verdict: Verdict) -> Text:
+    """The last line on one SQLAlchemy.
 
-    :rtype: list of str
+    :rtype: rich's Text
     """
-    numbers = counts(run.results)
-    sessions = run.traffic.get("sessions", 0)
-    transactions = run.traffic.get("transactions", 0)
-    return [
-        f"{verdict.name} with (registry plugged in {run.plugged} tests,"
-        f" standby: {sessions} sessions, {transactions} transactions)",
-        *(str(numbers.get(w, 0)) for w in WORDS),
-        str(len(verdict.differences)),
-        str(sum(d.is_failure for d in verdict.differences)),
-        f"{run.seconds:.0f}",
-    ]
+    text = Text(f"{verdict.name}: ")
+    if verdict.run is None and not verdict.troubles:
+        text.append("recorded, ")
+        unstable = verdict.baseline.unstable if verdict.baseline else ()
+        return text.append(f"{len(unstable)} unstable")
+    if verdict.is_good:
+        text.append("every good test is the same with the plugin", "green")
+    else:
+        worse = sum(d.is_failure for d in verdict.differences)
+        text.append(f"FAILED, {worse} worse", "bold red")
+        text.append(f", {len(verdict.troubles)} troubles")
+    if verdict.run is not None:
+        run = verdict.run
+        text.append(
+            f"; {len(verdict.differences)} differ. The plugin was in the"
+            f" registry of {run.plugged} of {len(run.results)} tests; the"
+            f" standby had {run.traffic.get('sessions', 0)} sessions and"
+            f" {run.traffic.get('transactions', 0)} transactions"
+        )
+    return text
