@@ -12,7 +12,6 @@ constraints pin, from where the machine's own configuration says.
 
 import hashlib
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from threading import Lock
 
 PROJECT = "anyblok_multi_engines"
+FACTS = Path(__file__).with_name("facts.py")
 
 PACKAGES = (
     "anyblok==2.2.0",
@@ -171,23 +171,19 @@ def install_project(
     """
     with EDITABLE:
         install(environment, recipe, ["--no-deps", "-e", str(project)], log)
-    said = checked_output(
-        [
-            str(environment.program("python")),
-            "-c",
-            "import importlib.metadata as m, json;"
-            f"print(json.dumps(m.requires({PROJECT!r}) or []))",
-        ],
-        log,
+    python, facts = str(environment.program("python")), str(FACTS)
+    said = json.loads(
+        checked_output([python, facts, "requirements", PROJECT], log)
     )
-    needed = [
-        requirement
-        for requirement in json.loads(said)
-        if "extra ==" not in requirement
-        and not re.match(r"sqlalchemy\b(?!-)", requirement, re.IGNORECASE)
-    ]
-    if needed:
-        install(environment, recipe, needed, log)
+    if said["needed"]:
+        install(environment, recipe, said["needed"], log)
+    if said["refused"]:
+        # pkg_resources would refuse to load the plugin's entry points.
+        # Without setuptools AnyBlok takes importlib.metadata, as it does
+        # in every new environment since Python 3.12.
+        checked_output(
+            [python, "-m", "pip", "uninstall", "-y", "setuptools"], log
+        )
 
 
 def install(

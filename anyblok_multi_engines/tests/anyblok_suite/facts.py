@@ -5,17 +5,17 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """Facts that only the environment under test can tell, as JSON.
 
-This file is copied beside a run and started with that environment's Python,
-so it needs nothing but psycopg2, which AnyBlok's PostgreSQL needs as well.
+This file is started with that environment's Python, so it needs nothing but
+psycopg2 and packaging, which AnyBlok's PostgreSQL needs as well.
 
-``facts.py packages``, ``facts.py postgresql URL``, ``facts.py bloks URL``,
-``facts.py traffic URL``
+``facts.py packages``, ``facts.py requirements PROJECT``,
+``facts.py postgresql URL``, ``facts.py bloks URL``, ``facts.py traffic URL``
 """
 
 import json
 import sys
 from collections.abc import Callable
-from importlib.metadata import distributions
+from importlib.metadata import distributions, requires, version
 from typing import Any
 
 
@@ -29,6 +29,23 @@ def packages() -> dict[str, str]:
     }
     versions["python"] = "{}.{}".format(*sys.version_info)
     return versions
+
+
+def requirements(project: str) -> dict[str, list[str]]:
+    """What a project needs, and which of it SQLAlchemy's version is not."""
+    from packaging.requirements import Requirement
+
+    said: dict[str, list[str]] = {"needed": [], "refused": []}
+    for text in requires(project) or []:
+        requirement = Requirement(text)
+        marker = requirement.marker
+        if marker is not None and not marker.evaluate({"extra": ""}):
+            continue
+        if requirement.name.lower() != "sqlalchemy":
+            said["needed"].append(text)
+        elif not requirement.specifier.contains(version("sqlalchemy"), True):
+            said["refused"].append(text)
+    return said
 
 
 def rows(url: str, query: str) -> list[Any]:
@@ -67,6 +84,7 @@ def traffic(url: str) -> dict[str, int]:
 
 FACTS: dict[str, Callable[..., Any]] = {
     "packages": packages,
+    "requirements": requirements,
     "postgresql": postgresql,
     "bloks": bloks,
     "traffic": traffic,
