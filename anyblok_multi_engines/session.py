@@ -85,6 +85,10 @@ class MixinSession(SessionBase):
         if given is not None:
             return given  # type: ignore[no-any-return]
 
+        if not registry.topology.replicas:
+            # As without us.
+            return bound  # type: ignore[no-any-return]
+
         decision = self.decision_for(clause)
         logger.debug("%s", decision)
         if decision.server_name is None:

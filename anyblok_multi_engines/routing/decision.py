@@ -29,10 +29,10 @@ class Reason(StrEnum):
 
     LOADING = "loading"
     UNITTEST_TRANSACTION = "unittest_transaction"
+    ONE_SERVER = "one_server"
     FLUSHING = "flushing"
     ALREADY_ON_PRIMARY = "already_on_primary"
     PINNED_TO_PRIMARY = "pinned_to_primary"
-    ONE_SERVER = "one_server"
     NOT_A_READ = "not_a_read"
     ALREADY_ON_REPLICA = "already_on_replica"
     USABLE_REPLICA = "usable_replica"
@@ -108,6 +108,14 @@ def unittest_transaction(asked: Situation) -> Decision | None:
     return None
 
 
+def one_server(asked: Situation) -> Decision | None:
+    """There is no replica that could serve anything"""
+    if not asked.has_replicas:
+        return Decision(PRIMARY, Reason.ONE_SERVER)
+
+    return None
+
+
 def flushing(asked: Situation) -> Decision | None:
     """The session writes what the application has changed"""
     if asked.flushing:
@@ -128,14 +136,6 @@ def pinned_to_primary(asked: Situation) -> Decision | None:
     """The caller, or a savepoint, keeps the unit of work on the primary"""
     if asked.pinned and asked.has_primary:
         return Decision(PRIMARY, Reason.PINNED_TO_PRIMARY)
-
-    return None
-
-
-def one_server(asked: Situation) -> Decision | None:
-    """There is no replica that could serve anything"""
-    if not asked.has_replicas:
-        return Decision(PRIMARY, Reason.ONE_SERVER)
 
     return None
 
@@ -183,10 +183,10 @@ def no_usable_replica(asked: Situation) -> Decision | None:
 RULES: tuple[Rule, ...] = (
     loading,
     unittest_transaction,
+    one_server,
     flushing,
     already_on_primary,
     pinned_to_primary,
-    one_server,
     not_a_read,
     already_on_replica,
     usable_replica,

@@ -177,7 +177,7 @@ class Servers:
         log = server.log(self._log_starts[server.name])
         mine = (
             line.partition(f"<{self.database}> ")[2]
-            for line in log.splitlines()
+            for line in log.replace("\n\t", " ").splitlines()
         )
         asked = (
             line.partition("statement: ")[2] or line.partition("execute ")[2]
@@ -193,7 +193,7 @@ class Servers:
 OF_A_CONNECTION = (
     "pg_catalog.version()",
     "standard_conforming_strings",
-    "transaction_isolation",
+    "show transaction isolation level",
     "SET default_transaction",
     "SELECT 1",
     "SET SESSION CHARACTERISTICS",

@@ -1,0 +1,102 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""A replica that can't be reached: its reads go elsewhere."""
+
+import logging
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from anyblok_multi_engines.health.model import Status
+from anyblok_multi_engines.testing import wait_until
+
+
+def units_of_work(registry, servers, number=20):
+    names = set()
+    for _ in range(number):
+        names.add(servers.served_by(registry))
+        registry.rollback()
+
+    return names
+
+
+@pytest.mark.parametrize("fault", ["stop", "kill", "terminate_backends"])
+def test_reads_go_on(servers, registry, fault, caplog):
+    assert units_of_work(registry, servers) == {"replica1", "replica2"}
+    getattr(servers.first, fault)()
+    names = units_of_work(registry, servers)
+    if fault == "terminate_backends":
+        assert names == {"replica1", "replica2"}
+    else:
+        assert names == {"replica2"}
+        assert caplog.text.count("is out of the reads") == 1
+        assert registry.health().servers["replica1"].status is Status.DOWN
+
+
+def test_it_comes_back(servers, registry, caplog):
+    caplog.set_level(logging.INFO, "anyblok_multi_engines")
+    servers.first.stop()
+    assert "replica1" not in units_of_work(registry, servers, 40)
+    servers.first.start()
+    wait_until(
+        "replica1 did not come back",
+        lambda: not registry.health().down,
+        timeout=20.0,
+    )
+    assert "is ready again" in caplog.text
+    assert units_of_work(registry, servers, 40) == {"replica1", "replica2"}
+
+
+def test_primary_serves_when_all_are_gone(servers, registry):
+    for replica in servers.cluster.replicas:
+        replica.kill()
+
+    assert units_of_work(registry, servers) == {"primary"}
+    assert registry.Shelf.query().count() == 0
+
+
+def test_pending_changes_are_kept(servers, registry):
+    """A read that is decided anew ends nothing of the unit of work"""
+    units_of_work(registry, servers)
+    servers.first.stop()
+    registry.rollback()
+    shelf = registry.Shelf(name="pending", number="1")
+    registry.session.add(shelf)
+    with registry.session.no_autoflush:
+        for _ in range(10):
+            assert servers.served_by(registry) == "replica2"
+
+    assert shelf in registry.session.new
+    registry.commit()
+    assert servers.cluster.primary.query(
+        "select name from shelf", database=servers.database
+    ) == [("pending",)]
+
+
+def test_commit_is_not_broken_by_a_replica_that_died(servers, registry):
+    for number in range(5):
+        assert servers.served_by(registry) in ("replica1", "replica2")
+        registry.Shelf.insert(name=f"shelf {number}")
+        for replica in servers.cluster.replicas:
+            replica.terminate_backends(servers.database)
+
+        registry.commit()
+
+    assert servers.cluster.primary.query(
+        "select count(*) from shelf", database=servers.database
+    ) == [(5,)]
+
+
+def test_error_of_the_primary_is_raised(servers, registry):
+    registry.execute(text("SELECT 1"))
+    registry.rollback()
+    servers.cluster.primary.stop()
+    with pytest.raises(OperationalError):
+        registry.execute(text("SELECT 1"))
+
+    registry.rollback()
+    assert units_of_work(registry, servers) == {"replica1", "replica2"}
