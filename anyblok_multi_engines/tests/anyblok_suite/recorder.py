@@ -21,6 +21,7 @@ import gc
 import json
 import os
 import sys
+from functools import partial
 from typing import Any, TextIO
 
 import pytest
@@ -46,6 +47,7 @@ class Recorder:
         self.reports: list[pytest.TestReport] = []
         self.error = ""
         self.plugged = 0
+        self.exit_status: int | None = None
 
     def write(self, **values: Any) -> None:
         """Write one line, and let a reader see it at once."""
@@ -93,8 +95,9 @@ class Recorder:
     def pytest_sessionfinish(
         self, session: pytest.Session, exitstatus: int
     ) -> None:
+        self.exit_status = int(exitstatus)
         self.write(
-            exit=int(exitstatus),
+            exit=self.exit_status,
             mixins=registry_mixins(),
             plugged=self.plugged,
         )
@@ -160,5 +163,21 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(*GARBAGE)
     path = os.environ["SUITE_OUTCOMES"]
     stream = open(path, "w", encoding="utf-8")  # noqa: SIM115
+    recorder = Recorder(stream)
+    # The last that is added is the first that runs.
+    config.add_cleanup(partial(end_at_once, recorder))
     config.add_cleanup(stream.close)
-    config.pluginmanager.register(Recorder(stream), "suite-recorder")
+    config.pluginmanager.register(recorder, "suite-recorder")
+
+
+def end_at_once(recorder: Recorder) -> None:
+    """End the process, when all has been written.
+
+    Python would first free two gigabytes of models one by one, which took
+    half a minute. AnyBlok's commands, which the suite runs as well, show
+    that a process with the plugin ends by itself.
+    """
+    if recorder.exit_status is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(recorder.exit_status)
