@@ -189,6 +189,39 @@ def send(pids: list[int], signal_number: int) -> None:
             os.kill(pid, signal_number)
 
 
+def segments(pid: int) -> set[str]:
+    """The files of POSIX shared memory that a process of PostgreSQL maps.
+
+    Linux shows them below /dev/shm. The clusters' servers use none, unless
+    they are told to; but initdb does.
+
+    :param pid: a process id
+    :rtype: set of paths
+    """
+    words = [line.split() for line in lines_of(f"/proc/{pid}/maps")]
+    return {
+        line[5]
+        for line in words
+        if len(line) == 6 and line[5].startswith("/dev/shm/PostgreSQL.")
+    }
+
+
+def kill(pids: list[int]) -> None:
+    """Kill processes of PostgreSQL, all that have the same shared memory.
+
+    What they would have removed is removed for them.
+
+    :param pids: process ids
+    """
+    # So that none maps what is not seen.
+    send(pids, signal.SIGSTOP)
+    left_behind = set().union(*map(segments, pids))
+    send(pids, signal.SIGKILL)
+    for path in left_behind:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
 def remove_shared_memory(path: str) -> None:
     """Remove the System V segment that a killed server has left.
 
@@ -218,7 +251,7 @@ def end(root: str) -> None:
     began = time.monotonic()
     while alive and time.monotonic() < began + 10 * PATIENCE:
         if time.monotonic() > began + PATIENCE or servers.isdisjoint(alive):
-            send(alive, signal.SIGKILL)
+            kill(alive)
         time.sleep(0.005)
         alive = workers(root)
     for path in postmaster_files(root):

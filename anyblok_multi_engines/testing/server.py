@@ -349,9 +349,7 @@ class PostgresServer:
         pid = self.pid
         # First it must not start any more of them.
         guardian.send([pid], signal.SIGSTOP)
-        pids = [process.pid for process in guardian.family(pid)]
-        guardian.send(pids[1:], signal.SIGKILL)
-        guardian.send(pids[:1], signal.SIGKILL)
+        guardian.kill([process.pid for process in guardian.family(pid)])
         self._wait_for_end(f"{self.name} did not die")
         # What it would have cleaned up; and its lock file, as another
         # process may get that pid, and be taken for a server on this data.
