@@ -28,6 +28,7 @@ $(VENV)/made:
 	@touch $@
 
 $(VENV)/demo: $(VENV)/made setup.py
+	@echo "Installing into $(VENV), about a minute the first time"
 	$(BIN)/python $(PIP_INSTALL) -e '.[demo]'
 	@touch $@
 
@@ -39,6 +40,8 @@ $(VENV21)/test: setup.py
 	$(PYTHON) -m venv $(VENV21)
 	$(VENV21)/bin/python $(PIP_INSTALL) -e '.[test]'
 	$(VENV21)/bin/python $(PIP_INSTALL) 'SQLAlchemy>=2.1,<2.2'
+	@# Its pkg_resources refuses a version that setup.py doesn't ask for.
+	$(VENV21)/bin/python -m pip uninstall --quiet --yes setuptools
 	@touch $@
 
 demo: $(VENV)/demo

@@ -33,10 +33,10 @@ PLAIN_ELEMENTS = frozenset(
     aggregate_order_by alias array binary bindparam case cast clauselist
     collation column compound_select cte expression_clauselist extract false
     funcfilter grouping join label label_reference lateral null over
-    scalar_function_column scalar_values select select_statement_grouping
-    slice subquery table table_valued_alias table_valued_column tablesample
-    textual_label_reference true try_cast tuple type_clause typeclause
-    type_coerce unary values withingroup
+    postgresql_distinct_on scalar_function_column scalar_values select
+    select_statement_grouping slice subquery table table_valued_alias
+    table_valued_column tablesample textual_label_reference true try_cast
+    tuple type_clause typeclause type_coerce unary values withingroup
     """.split()
 )
 STATEMENTS = frozenset(

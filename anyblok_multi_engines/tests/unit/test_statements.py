@@ -139,6 +139,15 @@ DELETED = delete(BOOKS).returning(BOOKS.c.id).cte("gone")
 SAY = values(column("x", Integer), name="v").data([(1,)])
 ALIAS = aliased(Book)
 
+
+def distinct_on(statement, expression):
+    """Return it with DISTINCT ON, as this version of SQLAlchemy has it"""
+    if hasattr(postgresql, "distinct_on"):
+        return statement.ext(postgresql.distinct_on(expression))
+
+    return statement.distinct(expression)
+
+
 READS = {
     "entity": select(Book),
     "entity that joins": select(Shelf),
@@ -155,7 +164,7 @@ READS = {
     "order by": select(Book).order_by(Book.title.desc().nulls_last()),
     "order by a label": select(Book.id.label("x")).order_by("x"),
     "limit": select(Book).limit(1).offset(2).distinct(),
-    "distinct on": select(Book).distinct(Book.shelf_id),
+    "distinct on": distinct_on(select(Book), Book.shelf_id),
     "join": select(Book, Shelf).join(Shelf, Book.shelf_id == Shelf.id),
     "alias": select(ALIAS).join(Book, Book.id == ALIAS.id, isouter=True),
     "exists": select(exists().where(Book.id == 1)),
@@ -270,6 +279,10 @@ UNPROVEN = {
         select(
             values(column("x", Integer), name="v").data([(func.nextval("s"),)])
         ),
+        "nextval",
+    ),
+    "function in distinct on": (
+        distinct_on(select(Book), func.nextval("s")),
         "nextval",
     ),
     "function in a window": (
