@@ -58,6 +58,17 @@ logger = getLogger(__name__)
 MAINTENANCE_COMMANDS = frozenset(["anyblok_createdb", "anyblok_updatedb"])
 
 
+# What System.Blok does to the installed bloks: it reads in order to write.
+BLOK_METHODS = (
+    "apply_state",
+    "install",
+    "uninstall",
+    "uninstall_all",
+    "update_list",
+    "upgrade",
+)
+
+
 class LoadingScope(threading.local):
     """What one thread is doing to the registry; no other thread sees it"""
 
@@ -322,6 +333,24 @@ class MultiEngines(RegistryBase):
         """Return the session connection that a caller has set, or None"""
         return self._scope.connection
 
+    def assemble_entries(self) -> None:
+        """Assemble the models; what System.Blok changes is on the primary"""
+        super().assemble_entries()
+        blok = self.System.Blok
+        for name in BLOK_METHODS:
+            setattr(blok, name, self._on_primary(_definition_of(blok, name)))
+
+    def _on_primary(self, method: Any) -> Any:
+        """Return a method of a model that keeps its thread on the primary"""
+        function = getattr(method, "__func__", method)
+
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self.loading():
+                return function(*args, **kwargs)
+
+        return classmethod(wrapper) if function is not method else wrapper
+
     def create_session_factory(self) -> None:
         """Create the session factory, with our mixin under the bloks' own
 
@@ -486,6 +515,11 @@ class MultiEngines(RegistryBase):
 
 class RegistryMultiEngines(MultiEngines, Registry):
     """AnyBlok's registry with several engines, for a program of its own"""
+
+
+def _definition_of(cls: type, name: str) -> Any:
+    """Return an attribute of a class as it was defined, unbound"""
+    return next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
 
 
 def _with_mixin(cores: list[type]) -> list[type]:

@@ -50,7 +50,11 @@ class MixinSession(SessionBase):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Record placements of the sessions made with this mixin"""
         super().__init_subclass__(**kwargs)
-        if MixinSession in cls.__bases__ and issubclass(cls, Session):
+        heard = any(
+            issubclass(base, MixinSession) and issubclass(base, Session)
+            for base in cls.__bases__
+        )
+        if issubclass(cls, Session) and not heard:
             event.listen(cls, "after_begin", _record_placement)
             event.listen(cls, "after_flush", _forget_empty_flush)
 

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sqlalchemy.engine import URL
@@ -26,14 +26,14 @@ class Server:
 
     :param name: short and stable: ``primary``, ``replica1``, ``replica2``...
     :param role: what the server is for
-    :param url: where it is; its repr hides the password
+    :param url: where it is; not in the repr, its query may hold a password
     :param option: the option that named it, for messages
     :param takes_reads: False for a primary that is given as ``db_wo_url``
     """
 
     name: str
     role: Role
-    url: URL
+    url: URL = field(repr=False)
     option: str
     takes_reads: bool = True
 

@@ -130,7 +130,9 @@ class Monitor:
 
     def _watch(self) -> None:
         with self._lock:
-            if self._thread is not None or self._stopped.is_set():
+            # A forked child has the object, and no thread behind it.
+            running = self._thread is not None and self._thread.is_alive()
+            if running or self._stopped.is_set():
                 return
 
             self._thread = threading.Thread(

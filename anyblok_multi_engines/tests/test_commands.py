@@ -201,9 +201,11 @@ def test_configuration_file(command, empty_servers, separator):
     options = ["-c", str(path)]
     command("anyblok_createdb", *options, "--install-bloks", "test-me-blok4")
     servers.cluster.wait_for_replay()
-    said = command.script(SCRIPT + "print(registry.topology)", *options)
+    said = command.script(
+        SCRIPT + "print(*map(str, registry.topology.replicas))", *options
+    )
     for port in (one, two):
-        assert f"host=127.0.0.1%2C127.0.0.1&port={port}%2C{port}" in said
+        assert f"(127.0.0.1,127.0.0.1:{port},{port})" in said
 
     port = said.partition("read by ")[2].split()[0]
     assert servers.names[port] in ("replica1", "replica2")

@@ -175,8 +175,21 @@ def test_stale_instances_do_not_decide_an_upgrade(servers, make_registry):
         lambda x: x.get_bloks("test-me-blok2", ["installed"], ["required"]),
         lambda x: x.get_bloks_by_states("installed"),
         lambda x: x.get_bloks_to_load(),
+        lambda x: x.System.Blok.update_list(),
+        lambda x: x.System.Blok.apply_state("test-me-blok2"),
+        lambda x: x.System.Blok.uninstall_all("test-me-blok2"),
     ],
-    ids=["apply_state", "list", "conflict", "bloks", "states", "to_load"],
+    ids=[
+        "apply_state",
+        "list",
+        "conflict",
+        "bloks",
+        "states",
+        "to_load",
+        "Blok.update_list",
+        "Blok.apply_state",
+        "Blok.uninstall_all",
+    ],
 )
 def test_parts_of_an_upgrade_read_the_primary(servers, make_registry, call):
     other = make_registry(servers.database, db_url=servers.primary_url)

@@ -106,6 +106,15 @@ class TestTopology:
         assert {x.url.database for x in topology().servers} == {"one"}
         assert {x.url.database for x in topology("two").servers} == {"two"}
 
+    def test_shows_no_password(self, options):
+        options(
+            db_url=PRIMARY,
+            db_ro_urls=["postgresql:///db?host=h&password=s3cr3t"],
+        )
+        known = topology()
+        assert "s3cr3t" not in repr(known) + str(known)
+        assert "replica1 (h)" in str(known.replicas[0])
+
     def test_a_replica_may_be_the_primary_itself(self, options):
         options(db_url=PRIMARY, db_ro_urls=[PRIMARY])
         assert places() == ["primary (p:5432)", "replica1 (p:5432)"]
