@@ -52,6 +52,8 @@ SQLALCHEMY = {
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[2]
 LIMIT = 30 * 60.0
+LAG = 1.0
+"""A standby that replays at once hides a read that should not be there."""
 RECORDED_RUNS = 2
 """A baseline is recorded from so many runs: one shows nothing unstable."""
 
@@ -233,6 +235,7 @@ class Track:
             with STARTING:
                 cluster = stack.enter_context(Cluster(replicas=1))
             primary, [standby] = cluster.primary, cluster.replicas
+            standby.delay_replay(self.arguments.lag)
             suite = Suite(
                 environment=environment,
                 directory=self.directory / side / "run",
@@ -290,6 +293,12 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
         type=absolute,
         default=PROJECT,
         help="the source tree of the plugin; default: %(default)s",
+    )
+    parser.add_argument(
+        "--lag",
+        type=float,
+        default=LAG,
+        help="seconds that the standby is behind; default: %(default)s",
     )
     parser.add_argument(
         "--limit",

@@ -47,7 +47,6 @@ class Recorder:
         self.reports: list[pytest.TestReport] = []
         self.error = ""
         self.plugged = 0
-        self.exit_status: int | None = None
 
     def write(self, **values: Any) -> None:
         """Write one line, and let a reader see it at once."""
@@ -95,12 +94,14 @@ class Recorder:
     def pytest_sessionfinish(
         self, session: pytest.Session, exitstatus: int
     ) -> None:
-        self.exit_status = int(exitstatus)
         self.write(
-            exit=self.exit_status,
+            exit=int(exitstatus),
             mixins=registry_mixins(),
             plugged=self.plugged,
         )
+        # The last that is added is the first that runs: pytest's own looks
+        # for garbage five times.
+        session.config.add_cleanup(partial(end_at_once, int(exitstatus)))
 
 
 def outcome_of(reports: list[pytest.TestReport]) -> str:
@@ -164,20 +165,18 @@ def pytest_configure(config: pytest.Config) -> None:
     path = os.environ["SUITE_OUTCOMES"]
     stream = open(path, "w", encoding="utf-8")  # noqa: SIM115
     recorder = Recorder(stream)
-    # The last that is added is the first that runs.
-    config.add_cleanup(partial(end_at_once, recorder))
     config.add_cleanup(stream.close)
     config.pluginmanager.register(recorder, "suite-recorder")
 
 
-def end_at_once(recorder: Recorder) -> None:
+def end_at_once(status: int) -> None:
     """End the process, when all has been written.
 
-    Python would first free two gigabytes of models one by one, which took
-    half a minute. AnyBlok's commands, which the suite runs as well, show
-    that a process with the plugin ends by itself.
+    pytest and Python would first look for garbage in two gigabytes of models
+    and free them one by one, which took half a minute and more. AnyBlok's
+    commands, which the suite runs as well, show that a process with the
+    plugin ends by itself.
     """
-    if recorder.exit_status is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(recorder.exit_status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
