@@ -1,0 +1,218 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""The documentation says what the code does: the same words, none missing."""
+
+import argparse
+import ast
+import inspect
+import re
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+import anyblok_multi_engines
+from anyblok_multi_engines import config, errors
+from anyblok_multi_engines.routing.decision import RULES, Reason
+
+ROOT = Path(anyblok_multi_engines.__file__).parent
+PROJECT = ROOT.parent
+DOC = PROJECT / "doc"
+LEVELS = {
+    "debug": "DEBUG",
+    "info": "INFO",
+    "warning": "WARNING",
+    "error": "ERROR",
+    "exception": "ERROR",
+    "critical": "CRITICAL",
+}
+
+pytestmark = pytest.mark.skipif(
+    not DOC.is_dir(), reason="an installed package has no documentation"
+)
+
+
+def page(name):
+    return (PROJECT / name).read_text(encoding="utf-8")
+
+
+def pages():
+    return sorted(
+        path for path in DOC.rglob("*.rst") if "_build" not in path.parts
+    )
+
+
+def rows(name):
+    """Return the cells of every row of a page's list-tables"""
+    found = re.split(r"(?m)^   \* - ", page(name))[1:]
+    return [
+        [" ".join(cell.split()) for cell in re.split(r"(?m)^     - ", row)]
+        for row in found
+    ]
+
+
+def first_words(name):
+    """Return the ``words`` that begin the rows of a page's list-tables"""
+    found = (re.match(r"``(\w+)``$", row[0]) for row in rows(name))
+    return [word[1] for word in found if word]
+
+
+def our_options():
+    """Return the names of the options that our package adds"""
+    parser = argparse.ArgumentParser(add_help=False)
+    config.update_database(parser)
+    return [action.option_strings[0] for action in parser._actions]
+
+
+def environment_variables():
+    """Return the environment variables that our package reads"""
+    return sorted(set(re.findall(r"ANYBLOK_\w+", inspect.getsource(config))))
+
+
+def messages():
+    """Return each message of our loggers, its logger and its level"""
+    found = set()
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(PROJECT).with_suffix("").parts
+        if "tests" in parts:
+            continue
+
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "logger"
+                and node.func.attr in LEVELS
+            ):
+                message = ast.literal_eval(node.args[0])
+                found.add((".".join(parts), LEVELS[node.func.attr], message))
+
+    return sorted(found)
+
+
+def code_blocks():
+    """Return the Python code of each page: its place, options and text"""
+    pattern = re.compile(
+        r"^\.\. code-block:: python\n(?P<options>(?:   :.*\n)*)"
+        r"(?P<code>(?:\n|   .*\n)+)",
+        re.MULTILINE,
+    )
+    for path in pages():
+        text = path.read_text(encoding="utf-8")
+        for number, block in enumerate(pattern.finditer(text), start=1):
+            name = f"{path.relative_to(DOC)}:{number}"
+            yield name, block["options"], dedent(block["code"])
+
+
+CODE = {name: (options, code) for name, options, code in code_blocks()}
+RUN = [name for name, (options, _) in CODE.items() if ":class: run" in options]
+
+
+@pytest.mark.parametrize("name", ["README.rst", "doc/reference/options.rst"])
+def test_every_option_is_told(name):
+    text = page(name)
+    assert our_options() == ["--db-ro-urls", "--db-wo-url"]
+    for option in our_options():
+        assert f"``{option}``" in text or f"option:: {option} " in text
+
+    for variable in environment_variables():
+        assert f"``{variable}``" in text
+
+
+def test_readme_has_the_options_in_its_table():
+    table = re.search(r"(?ms)^=+ +=+ +=+$.*^=+ +=+ +=+$", page("README.rst"))
+    for option in ("--db-url", *our_options()):
+        assert f"\n``{option}``" in table[0]
+
+
+def test_every_reason_is_told_in_its_order():
+    expected = [str(reason) for reason in Reason]
+    assert first_words("doc/reference/reasons.rst") == expected
+
+
+def test_rules_are_told_in_their_order():
+    expected = [rule.__name__ for rule in RULES]
+    assert first_words("doc/explanation/routing-rules.rst") == expected
+
+
+def test_every_error_is_told():
+    classes = [
+        name
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and value.__module__ == errors.__name__
+    ]
+    assert "MultiEnginesException" in classes
+    told = re.findall(
+        r"autoexception:: anyblok_multi_engines\.errors\.(\w+)",
+        page("doc/reference/errors.rst"),
+    )
+    assert told == classes
+
+
+def test_every_message_of_the_log_is_told():
+    told = {
+        (logger.strip("`"), level, re.match(r"``(.*?)``", message)[1])
+        for logger, level, message in rows("doc/reference/logs.rst")
+        if logger != "logger"
+    }
+    assert messages()
+    assert told == set(messages())
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_python_code_compiles(name):
+    compile(CODE[name][1], name, "exec")
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_python_code_runs(name):
+    exec(compile(CODE[name][1], name, "exec"), {})
+
+
+def test_there_is_code_that_runs():
+    assert len(RUN) >= 2
+
+
+@pytest.mark.parametrize("path", sorted((DOC / "tutorial").glob("*.py")))
+def test_program_of_the_tutorial_compiles(path):
+    compile(path.read_text(encoding="utf-8"), path.name, "exec")
+
+
+def test_every_test_that_the_documentation_names_is_there():
+    for path in pages():
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"``(tests/[\w/]+\.py)``", text):
+            assert (ROOT / name).is_file(), (path.name, name)
+
+
+class TestReadme:
+    """It is the first page of the project, and PyPI's"""
+
+    def test_is_short(self):
+        lines = page("README.rst").splitlines()
+        assert len(lines) < 130
+        assert max(map(len, lines)) <= 80
+
+    @pytest.mark.parametrize("name", ["README.rst", "CHANGES.rst"])
+    def test_has_nothing_of_sphinx(self, name):
+        """PyPI refuses what docutils alone doesn't know"""
+        text = page(name)
+        assert not re.search(r":[a-z:]+:`", text)
+        assert not re.search(r"(?m)^\s*\.\. [\w-]+::", text)
+
+    def test_names_the_two_commands(self):
+        makefile = page("Makefile")
+        for command in ("demo", "test"):
+            assert f"``make {command}``" in page("README.rst")
+            assert f"\n{command}:" in makefile
+
+
+def test_words_are_primary_and_replica():
+    """The others stay only where a name of 1.1.0 has them"""
+    for path in (PROJECT / "README.rst", PROJECT / "CHANGES.rst", *pages()):
+        text = path.read_text(encoding="utf-8").lower()
+        assert not re.search(r"\b(masters?|slaves?)\b", text), path

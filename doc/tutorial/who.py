@@ -1,0 +1,41 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""Which server runs what; for ``anyblok_interpreter --script``."""
+
+from collections import Counter
+
+from sqlalchemy import func, select
+
+registry = anyblok_registry  # noqa: F821 - anyblok_interpreter gives it
+Parameter = registry.System.Parameter
+
+# A server that is asked for its port says who it is.
+who = select(func.current_setting("port"))
+
+# Ten units of work that only read.
+reads = Counter()
+for _ in range(10):
+    reads[registry.execute(who).scalar()] += 1
+    registry.rollback()
+
+print("Ten reads:", dict(reads))
+
+# One unit of work that reads, writes, and reads again.
+print("Read by", registry.execute(who).scalar())
+number = Parameter.get("number", 0) + 1
+Parameter.set("number", number)
+registry.flush()
+print("Wrote number", number)
+print("Read by", registry.execute(who).scalar())
+registry.commit()
+
+# The next unit of work.
+number = Parameter.get("number", 0)
+print("Next, number", number, "read by", registry.execute(who).scalar())
+registry.rollback()
+
+print("A SELECT:", registry.explain(who))
+print("A text:", registry.explain("SELECT 1"))
