@@ -9,6 +9,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TESTS := anyblok_multi_engines/tests
 
+# Processes for the tests on servers; each has a cluster of its own.
+WORKERS ?= 2
+SERVERS := $(TESTS) --ignore=$(TESTS)/unit -n $(WORKERS)
+
 .PHONY: help demo test test-unit test-servers test-psycopg \
 	test-sqlalchemy21 test-anyblok lint types doc format clean
 
@@ -53,14 +57,15 @@ test-unit: $(VENV)/test
 	$(BIN)/python -m pytest -q $(TESTS)/unit
 
 test-servers: $(VENV)/test
-	$(BIN)/python -m pytest -q $(TESTS) --ignore=$(TESTS)/unit
+	$(BIN)/python -m pytest -q $(SERVERS)
 
 test-psycopg: $(VENV)/test
 	ANYBLOK_TEST_DRIVER=postgresql+psycopg $(BIN)/python -m pytest -q \
-		$(TESTS) --ignore=$(TESTS)/unit --ignore=$(TESTS)/cluster
+		$(SERVERS) --ignore=$(TESTS)/cluster
 
 test-sqlalchemy21: $(VENV21)/test
-	$(VENV21)/bin/python -m pytest -q $(TESTS) --ignore=$(TESTS)/cluster
+	$(VENV21)/bin/python -m pytest -q $(TESTS)/unit
+	$(VENV21)/bin/python -m pytest -q $(SERVERS) --ignore=$(TESTS)/cluster
 
 test-anyblok: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.anyblok_suite

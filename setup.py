@@ -52,6 +52,8 @@ test = [
     "ruff",
     # mypy --strict on the package.
     "mypy",
+    # The tests on servers in two processes, for two cores.
+    "pytest-xdist",
     # A test that hangs on a frozen server must fail, not hang.
     "pytest-timeout",
 ]
