@@ -5,7 +5,12 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """Sphinx's configuration: ``make doc``."""
 
+import logging
 from importlib import metadata
+
+# The theme's package makes every logger talk at INFO; autodoc imports AnyBlok,
+# and so Alembic, which does.
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 project = "AnyBlok Multi Engines"
 release = metadata.version("anyblok_multi_engines")
