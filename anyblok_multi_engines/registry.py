@@ -377,9 +377,6 @@ class MultiEngines(RegistryBase):
         In read-only mode, from a replica, and nothing is migrated.
         """
         self.statements = Statements()
-        if self.topology.read_only:
-            self.loadwithoutmigration = True
-
         super().load()
         if self.topology.read_only:
             # AnyBlok's load() resets it, and a reload would migrate.

@@ -209,10 +209,10 @@ def _forget_empty_flush(session: MixinSession, context: Any) -> None:
     ends no unit of work's reads from a replica.
     """
     root, placement = session._placed
-    if session.new or session.deleted or not placement.on_primary:
+    if placement.replica is None or not placement.on_primary:
         return
 
-    if placement.replica is None or session.in_nested_transaction():
+    if session.new or session.deleted:
         return
 
     connection = session.connection(

@@ -73,7 +73,9 @@ class Command:
                 "HOME": str(self.home),
                 "XDG_CONFIG_HOME": str(self.home),
                 "XDG_CONFIG_DIRS": str(self.home),
-                "PYTHONPATH": str(self.home),
+                "PYTHONPATH": os.pathsep.join(
+                    [str(self.home), os.environ.get("PYTHONPATH", "")]
+                ),
                 **environment,
             },
             cwd=self.home,
