@@ -224,27 +224,38 @@ def test_name_of_the_database_is_before_the_urls(command, empty_servers):
     assert command.installed() == "uninstalled"
 
 
-@pytest.mark.parametrize("fault", ["pause_replay", "stop"])
+@pytest.mark.parametrize("fault", ["late", "pause_replay", "stop"])
 def test_replicas_behind_or_gone(command, empty_servers, fault):
     """What the commands read decides what they write"""
     servers = empty_servers
     options = combinations(servers)["db_wo_url"]
-    for replica in servers.cluster.replicas:
-        getattr(replica, fault)()
+
+    def have(fault):
+        for replica in servers.cluster.replicas:
+            getattr(replica, fault)()
+
+    if fault != "late":
+        have(fault)
 
     command("anyblok_createdb", *options, "--with-demo")
     assert command.installed() == "uninstalled"
-    command(
-        "anyblok_updatedb",
-        *options,
-        "--install-or-update-bloks",
-        "test-me-blok4",
-    )
-    assert command.installed() == "installed"
+    if fault == "late":
+        # They have the database, and will never know of the blok.
+        servers.cluster.wait_for_replay()
+        have("pause_replay")
+
+    for asked, state in (
+        ("--install-or-update-bloks", "installed"),
+        ("--install-or-update-bloks", "installed"),
+        ("--uninstall-bloks", "uninstalled"),
+        ("--install-or-update-bloks", "installed"),
+    ):
+        command("anyblok_updatedb", *options, asked, "test-me-blok4")
+        assert command.installed() == state
+
     command("anyblok_updatedb", *options, "--update-all-bloks")
     assert command.installed() == "installed"
     command("anyblok_updatedb", *options, "--uninstall-bloks", "test-me-blok4")
-    assert command.installed() == "uninstalled"
     command("anyblok_updatedb", *options, "--install-all-bloks")
     assert command.installed() == "installed"
     if fault == "stop":
