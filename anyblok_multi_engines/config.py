@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from logging import getLogger
 from typing import Any
 
 from anyblok.config import Configuration
@@ -21,8 +20,6 @@ from sqlalchemy.exc import ArgumentError
 
 from .errors import NoPrimaryError, OptionError
 from .topology import Role, Server, Topology, place_of
-
-logger = getLogger(__name__)
 
 # A separator counts only before the scheme of the next URL: so a comma in a
 # query (libpq's several hosts) needs no care.

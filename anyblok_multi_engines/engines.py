@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from logging import getLogger
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -15,6 +16,8 @@ from sqlalchemy.exc import NoSuchModuleError
 
 from .errors import NoPrimaryError, OptionError
 from .topology import Role, Server
+
+logger = getLogger(__name__)
 
 # The answer to a write: PostgreSQL's read_only_sql_transaction.
 READ_ONLY_SQL_TRANSACTION = "25006"
@@ -77,6 +80,7 @@ def create(
         ) from error
 
     if server.role is Role.REPLICA:
+        _end_without_error(engine)
         if engine.dialect.driver == "psycopg2":
             event.listen(engine, "before_cursor_execute", _hold_cursor)
         elif engine.dialect.driver == "psycopg":
@@ -138,6 +142,35 @@ def sqlstate_of(error: BaseException | None) -> str | None:
     """Return the SQLSTATE of a driver's error, psycopg2's or psycopg's"""
     found = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     return None if found is None else str(found)
+
+
+def _end_without_error(engine: Engine) -> None:
+    """Let the end of a replica's transaction raise nothing
+
+    A session ends its connections one after the other, in any order: an
+    error of the replica's would lose what has been written on the primary.
+    And a replica has nothing to commit. A connection that has died is found
+    out when the pool gives it out again (pre-ping).
+
+    :param engine: of a replica
+    """
+    dialect = engine.dialect
+    rollback = dialect.do_rollback
+
+    def end(connection: Any) -> None:
+        try:
+            rollback(connection)
+        except dialect.loaded_dbapi.Error as error:
+            logger.debug("%s: the end of a transaction: %s", engine, error)
+
+    # No event of SQLAlchemy's is around them.
+    dialect.do_commit = end  # type: ignore[assignment]
+    dialect.do_rollback = end  # type: ignore[assignment]
+
+    @event.listens_for(engine, "handle_error")
+    def keep_connection(context: Any) -> None:
+        # SQLAlchemy would refuse the commit of an invalid connection.
+        context.is_disconnect = context.is_pre_ping and context.is_disconnect
 
 
 def is_unused(connection: Connection) -> bool:

@@ -5,8 +5,8 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """The rules, in the order in which they are asked; the first answer decides.
 
-Where a caller gave ``bind_arguments={"bind": ...}`` nothing is decided: the
-session returns that bind (rule 1 of the table in the documentation).
+Where a caller gave ``bind_arguments={"bind": ...}``, or set the registry's
+session connection, nothing is decided: the session returns that bind.
 """
 
 from __future__ import annotations
@@ -69,6 +69,12 @@ class Situation:
     :param usable: names of the usable servers that take reads
     :param has_primary: False in read-only mode
     :param has_replicas: False where one server does everything
+    :param loading: this thread creates, upgrades or reloads the registry
+    :param unittest: the registry runs in a transaction of a test
+    :param flushing: the session writes what the application has changed
+    :param pinned: the unit of work needs a transaction that only the primary
+        has, or its caller wants the primary
+    :param placement: where the unit of work has been placed so far
     :param draw: a random number, 0 <= draw < 1
     """
 

@@ -77,18 +77,46 @@ def test_pending_changes_are_kept(servers, registry):
     ) == [("pending",)]
 
 
-def test_commit_is_not_broken_by_a_replica_that_died(servers, registry):
-    for number in range(5):
+@pytest.mark.parametrize(
+    "level", ["READ_COMMITTED", "REPEATABLE_READ", "SERIALIZABLE"]
+)
+@pytest.mark.parametrize("noticed", [True, False])
+def test_commit_is_not_broken_by_a_replica_that_died(
+    servers, make_registry, level, noticed
+):
+    """Nor by the application's having noticed, and gone on"""
+    registry = make_registry(
+        servers.database,
+        db_wo_url=servers.primary_url,
+        db_ro_urls=servers.replica_urls,
+        isolation_level=level,
+    )
+    for number in range(10):
         assert servers.served_by(registry) in ("replica1", "replica2")
-        registry.Shelf.insert(name=f"shelf {number}")
         for replica in servers.cluster.replicas:
             replica.terminate_backends(servers.database)
 
+        if noticed:
+            with pytest.raises(OperationalError):
+                servers.served_by(registry)
+
+        registry.Shelf.insert(name=f"shelf {number}")
+        assert servers.served_by(registry) == "primary"
         registry.commit()
 
     assert servers.cluster.primary.query(
         "select count(*) from shelf", database=servers.database
-    ) == [(5,)]
+    ) == [(10,)]
+    assert servers.served_by(registry) in ("replica1", "replica2")
+
+
+def test_death_before_a_rollback_is_forgotten(servers, registry):
+    for _ in range(5):
+        assert servers.served_by(registry) in ("replica1", "replica2")
+        for replica in servers.cluster.replicas:
+            replica.terminate_backends(servers.database)
+
+        registry.rollback()
 
 
 def test_error_of_the_primary_is_raised(servers, registry):
