@@ -45,7 +45,7 @@ COMMON = {
 #: Settings of a cluster that may lose its data when the machine stops.
 FORGETFUL = {
     "fsync": "off",
-    "full_page_writes": "off",
+    "full_page_writes": "on",
     "shared_buffers": "16MB",
     "min_wal_size": "8MB",
     "max_wal_size": "256MB",

@@ -153,6 +153,7 @@ def test_killed_server_leaves_no_process(
             session.cursor().execute("select 1")
         assert caught.value.sqlstate is None
         server.start()
+        anyblok_cluster.wait_for_replay()
         assert count(server) == 1
 
 
@@ -235,6 +236,7 @@ def test_killed_backend_restarts_the_server(
         with pytest.raises(psycopg.OperationalError):
             one.cursor().execute("select 1")
     assert server.pid == pid
+    anyblok_cluster.wait_for_replay()
     assert count(server) == 1
 
 
