@@ -118,7 +118,7 @@ class MultiEngines(RegistryBase):
     _engines: dict[str, Engine] = {}  # noqa: RUF012
     _server_names: dict[Any, str] = {}  # noqa: RUF012
     _readers: tuple[str, ...] = ()
-    _chosen_engine: Any = None
+    _engine: Any = None
 
     def __init__(self, db_name: str | None, *args: Any, **kwargs: Any) -> None:
         self._scope = LoadingScope()
@@ -156,9 +156,9 @@ class MultiEngines(RegistryBase):
         if known.read_only:
             self._enter_read_only_mode()
 
-        self._chosen_engine = self.rw_engine
+        self._engine = self.rw_engine
         if self.loadwithoutmigration and self.engines["ro"]:
-            self._chosen_engine = choice(self.engines["ro"])
+            self._engine = choice(self.engines["ro"])
 
     def _engine_for(self, server: Server) -> Engine:
         engine = engines.create(
@@ -206,7 +206,7 @@ class MultiEngines(RegistryBase):
         if self._scope.depth:
             return self.rw_engine
 
-        return self._chosen_engine
+        return self._engine
 
     def get_engine_for(self, ro: bool = True) -> Engine:
         """Return one engine among the engines

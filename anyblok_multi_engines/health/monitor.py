@@ -23,6 +23,10 @@ logger = getLogger(__name__)
 # Seconds between two questions to a server that is down.
 CHECK_INTERVAL = 1.0
 
+# Seconds that stop() waits for a probe: it is bounded by the connect timeout,
+# unless its server hangs right after it has accepted the connection.
+PATIENCE = 5.0
+
 
 class Monitor:
     """Knows which replicas can serve reads
@@ -85,6 +89,9 @@ class Monitor:
         """
         before = self._publish(name, Status.DOWN, reason)
         if before is not Status.DOWN:
+            # What the pool has is lost, or hangs: a probe must connect anew,
+            # which the connect timeout bounds.
+            self._engines[name][1].dispose()
             logger.warning(
                 "%s is out of the reads until it answers: %s",
                 self._engines[name][0],
@@ -94,13 +101,16 @@ class Monitor:
         self._watch()
 
     def stop(self) -> None:
-        """End the thread, and wait for its last probe"""
+        """End the thread, and wait for its last probe
+
+        No longer than :data:`PATIENCE`; the thread keeps no process alive.
+        """
         with self._lock:
             self._stopped.set()
             thread = self._thread
 
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(PATIENCE)
 
     def run(self) -> None:
         """Probe the servers that are down until none is, or until stopped"""

@@ -6,11 +6,13 @@
 """A replica that can't be reached: its reads go elsewhere."""
 
 import logging
+import time
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
+from anyblok_multi_engines.engines import REPLICA_CONNECT_TIMEOUT
 from anyblok_multi_engines.health.model import Status
 from anyblok_multi_engines.testing import wait_until
 
@@ -49,6 +51,19 @@ def test_it_comes_back(servers, registry, caplog):
     )
     assert "is ready again" in caplog.text
     assert units_of_work(registry, servers, 40) == {"replica1", "replica2"}
+
+
+def test_close_does_not_wait_for_a_hung_replica(servers, make_registry):
+    """Whose connections in the pool would never answer"""
+    registry = make_registry.replicated(servers)
+    units_of_work(registry, servers)
+    servers.first.freeze()
+    registry.monitor.report_down("replica1", "the test says so")
+    start = time.monotonic()
+    assert units_of_work(registry, servers) == {"replica2"}
+    registry.close()
+    assert time.monotonic() - start < 2 * REPLICA_CONNECT_TIMEOUT + 1.0
+    assert not registry.monitor._thread.is_alive()
 
 
 def test_primary_serves_when_all_are_gone(servers, registry):
