@@ -179,11 +179,15 @@ def is_unused(connection: Connection) -> bool:
     The driver knows without asking: libpq's PQtransactionStatus is
     PQTRANS_IDLE, 0, until the BEGIN that goes with the first statement.
 
-    :param connection: of psycopg2 or psycopg; of another driver: False
+    :param connection: of psycopg2 or psycopg; of another driver, or in
+        AUTOCOMMIT, nobody knows: False
     """
+    if connection.closed or connection.invalidated:
+        return False
+
     driver: Any = connection.connection.dbapi_connection
     status = getattr(getattr(driver, "info", None), "transaction_status", None)
-    return status is not None and int(status) == 0
+    return status is not None and int(status) == 0 and not driver.autocommit
 
 
 def _replica_options(

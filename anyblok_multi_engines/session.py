@@ -44,6 +44,12 @@ class MixinSession(SessionBase):
     # and its thread alone; another root transaction starts from nowhere.
     _placed: tuple[SessionTransaction | None, Placement] = (None, NOWHERE)
 
+    # The primary's connection that a flush has asked for, until something is
+    # sent on it: AnyBlok marks what a One2Many has loaded as changed, and the
+    # flush of the next query has nothing to write. That ends no unit of
+    # work's reads from a replica.
+    _flushed_on: Connection | None = None
+
     # The server that the last call of get_bind named.
     _asked: str | None = None
 
@@ -56,7 +62,6 @@ class MixinSession(SessionBase):
         )
         if issubclass(cls, Session) and not heard:
             event.listen(cls, "after_begin", _record_placement)
-            event.listen(cls, "after_flush", _forget_empty_flush)
 
     def get_bind(
         self,
@@ -133,6 +138,11 @@ class MixinSession(SessionBase):
         if root is None or root is not self.get_transaction():
             return NOWHERE
 
+        if self._flushed_on is not None and not is_unused(self._flushed_on):
+            self._flushed_on = None
+            placement = placement.with_primary()
+            self._placed = (root, placement)
+
         return placement
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
@@ -201,27 +211,6 @@ class MixinSession(SessionBase):
         )
 
 
-def _forget_empty_flush(session: MixinSession, context: Any) -> None:
-    """Forget the primary after a flush that had nothing to write
-
-    AnyBlok marks what a One2Many has loaded as changed: the next query
-    flushes, asks for the primary's connection, and sends nothing on it. That
-    ends no unit of work's reads from a replica.
-    """
-    root, placement = session._placed
-    if placement.replica is None or not placement.on_primary:
-        return
-
-    if session.new or session.deleted:
-        return
-
-    connection = session.connection(
-        bind_arguments={"bind": session.anyblok.rw_engine}
-    )
-    if is_unused(connection):
-        session._placed = (root, NOWHERE.with_replica(placement.replica))
-
-
 def _record_placement(
     session: MixinSession,
     transaction: SessionTransaction,
@@ -232,10 +221,17 @@ def _record_placement(
     if name is None:
         return
 
+    root = session.get_transaction()
+    if session._placed[0] is not root:
+        session._placed = (root, NOWHERE)
+        session._flushed_on = None
+
     before = session.placement()
-    after = (
-        before.with_replica(name)
-        if session.anyblok.is_replica(name)
-        else before.with_primary()
-    )
-    session._placed = (session.get_transaction(), after)
+    if session.anyblok.is_replica(name):
+        after = before.with_replica(name)
+    elif session._flushing:
+        after, session._flushed_on = before, connection
+    else:
+        after = before.with_primary()
+
+    session._placed = (root, after)

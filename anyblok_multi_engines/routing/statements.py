@@ -133,7 +133,10 @@ def _kind_of(element: Any) -> Kind:
 
 
 def _locks(element: Any) -> bool:
-    return getattr(element, "_for_update_arg", None) is not None
+    return getattr(element, "_for_update_arg", None) is not None or (
+        element.__visit_name__ == "function"
+        and "_advisory_" in str(getattr(element, "name", ""))
+    )
 
 
 def _name(element: Any) -> str:

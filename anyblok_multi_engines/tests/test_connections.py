@@ -60,6 +60,23 @@ class TestIsolation:
         assert registry.execute(asked).one()[1] == "off"
         registry.commit()
 
+    def test_autocommit_of_the_registry(self, servers, make_registry):
+        """A flush that writes sends no BEGIN there"""
+        registry = make_registry(
+            servers.database,
+            db_wo_url=servers.primary_url,
+            db_ro_urls=servers.replica_urls,
+            isolation_level="AUTOCOMMIT",
+        )
+        registry.Shelf.insert(name="a")
+        registry.commit()
+        servers.cluster.wait_for_replay()
+        shelf = registry.Shelf.query().one()
+        shelf.name = "b"
+        registry.flush()
+        assert servers.served_by(registry) == "primary"
+        registry.rollback()
+
     def test_default_of_the_server_does_not_matter(
         self, servers, make_registry
     ):

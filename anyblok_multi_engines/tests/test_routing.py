@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Sequence, delete, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import selectinload
+from sqlalchemy.orm.attributes import flag_dirty
 
 from anyblok_multi_engines.routing.decision import Reason
 from anyblok_multi_engines.tests.conftest import PORT
@@ -140,6 +141,69 @@ class TestWrites:
 
         registry.rollback()
         assert servers.served_by(registry) in REPLICAS
+
+
+class TestEmptyFlush:
+    """AnyBlok marks what a One2Many has loaded as changed"""
+
+    @pytest.fixture
+    def flushed(self, registry, servers, shelf):
+        """Flush nothing, in a unit of work that reads from a replica"""
+        registry.commit()
+        assert registry.Shelf.query().one().books
+        assert registry.session.dirty
+        registry.flush()
+        assert servers.served_by(registry) in REPLICAS
+
+    def test_at_the_beginning(self, registry, servers, shelf):
+        registry.commit()
+        assert shelf.name
+        registry.session.expire_on_commit = False
+        registry.commit()
+        flag_dirty(shelf)
+        registry.flush()
+        assert servers.served_by(registry) in REPLICAS
+        registry.execute(text("UPDATE book SET copies = 8"))
+        assert servers.served_by(registry) == "primary"
+        assert registry.Book.query().filter_by(copies=8).count() == 2
+
+    def test_write_that_is_no_flush(self, registry, servers, flushed):
+        registry.execute(text("UPDATE book SET copies = 8"))
+        assert servers.served_by(registry) == "primary"
+        assert registry.Book.query().filter_by(copies=8).count() == 2
+
+    def test_bare_connection(self, registry, servers, flushed):
+        connection = registry.connection()
+        registry.flush()
+        connection.execute(text("UPDATE book SET copies = 8"))
+        assert servers.served_by(registry) == "primary"
+        assert registry.Book.query().filter_by(copies=8).count() == 2
+
+    def test_bare_connection_before(self, registry, servers, shelf):
+        registry.commit()
+        registry.Shelf.query().one().books  # noqa: B018
+        connection = registry.connection()
+        registry.flush()
+        assert servers.served_by(registry) == "primary"
+        connection.execute(text("UPDATE book SET copies = 8"))
+        assert registry.Book.query().filter_by(copies=8).count() == 2
+
+    def test_flush_that_writes(self, registry, servers, flushed):
+        registry.Book.query().first().copies = 8
+        registry.flush()
+        assert servers.served_by(registry) == "primary"
+
+    def test_flush_that_fails(self, registry, servers, flushed):
+        with pytest.raises(DBAPIError), registry.begin_nested():
+            registry.Shelf.insert(name="one")
+
+        assert servers.served_by(registry) == "primary"
+
+    def test_ends_with_the_unit_of_work(self, registry, servers, flushed):
+        registry.commit()
+        assert servers.served_by(registry) in REPLICAS
+        registry.Shelf.insert(name="x")
+        assert servers.served_by(registry) == "primary"
 
 
 @pytest.mark.parametrize(

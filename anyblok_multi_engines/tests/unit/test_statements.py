@@ -233,6 +233,10 @@ WRITES = {
         union_all(select(Shelf.id), LOCKED),
         "FOR UPDATE",
     ),
+    "advisory lock": (
+        select(func.pg_advisory_lock(1)),
+        "function pg_advisory_lock()",
+    ),
     "for update in a cte": (select(LOCKED.cte("x")), "FOR UPDATE"),
 }
 
@@ -251,10 +255,6 @@ UNPROVEN = {
     "next value": (select(Sequence("s").next_value()), "next_value"),
     "nextval": (select(func.nextval("s")), "function nextval()"),
     "setval": (select(func.setval("s", 1)), "function setval()"),
-    "advisory lock": (
-        select(func.pg_advisory_lock(1)),
-        "function pg_advisory_lock()",
-    ),
     "set_config": (select(func.set_config("a.b", "1", True)), "set_config"),
     "unknown function": (select(func.charge_card(1)), "charge_card()"),
     "function of a schema": (select(func.mine.lower("x")), "mine.lower()"),
