@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 ALIVE = text("SELECT 1")
 
@@ -21,7 +21,9 @@ def failure_of(engine: Engine) -> str | None:
     try:
         with engine.connect() as connection:
             connection.execute(ALIVE)
-    except SQLAlchemyError as error:
+    except Exception as error:
+        # Also of an application's own listener of "connect": whatever it is,
+        # this server doesn't serve.
         return summary_of(error)
 
     return None

@@ -10,7 +10,7 @@ import threading
 import pytest
 from anyblok.blok import BlokManager
 from anyblok.registry import RegistryManager
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from anyblok_multi_engines.errors import ServerUnavailableError
 
@@ -70,6 +70,25 @@ def test_same_bloks_with_a_network_that_fails(
     )
     assert set(registry.loaded_bloks) == INSTALLED
     assert "is out of the reads until it answers" in caplog.text
+    assert registry.Shelf.query().count() == 0
+
+
+def test_listener_that_fails_for_a_replica(servers, make_registry, caplog):
+    def refuse(engine):
+        if engine.url.port != servers.cluster.primary.port:
+
+            @event.listens_for(engine, "connect")
+            def fail(connection, record):
+                raise LookupError("no token today")
+
+    registry = make_registry(
+        servers.database,
+        {"anyblok.engine.event": [refuse]},
+        db_wo_url=servers.primary_url,
+        db_ro_urls=servers.replica_urls,
+    )
+    assert set(registry.loaded_bloks) == INSTALLED
+    assert "no token today" in caplog.text
     assert registry.Shelf.query().count() == 0
 
 
