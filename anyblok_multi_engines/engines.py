@@ -39,6 +39,7 @@ SESSION_SETTINGS = (
 )
 
 DRIVER_PACKAGES = {
+    "MySQLdb": "mysqlclient",
     "psycopg": "psycopg[binary]",
     "psycopg2": "psycopg2-binary",
 }
@@ -80,11 +81,9 @@ def create(
         ) from error
 
     if server.role is Role.REPLICA:
-        _end_without_error(engine)
-        if engine.dialect.driver == "psycopg2":
-            event.listen(engine, "before_cursor_execute", _hold_cursor)
-        elif engine.dialect.driver == "psycopg":
-            event.listen(engine, "connect", _hold_cursors)
+        _end_without_error(engine, options["isolation_level"] == "AUTOCOMMIT")
+        if engine.dialect.driver in ("psycopg", "psycopg2"):
+            event.listen(engine, "before_cursor_execute", _begin_for_cursor)
 
         if engine.dialect.name == "postgresql":
             level = standby_isolation_level(options["isolation_level"])
@@ -144,7 +143,7 @@ def sqlstate_of(error: BaseException | None) -> str | None:
     return None if found is None else str(found)
 
 
-def _end_without_error(engine: Engine) -> None:
+def _end_without_error(engine: Engine, autocommit: bool) -> None:
     """Let the end of a replica's transaction raise nothing
 
     A session ends its connections one after the other, in any order: an
@@ -153,6 +152,8 @@ def _end_without_error(engine: Engine) -> None:
     out when the pool gives it out again (pre-ping).
 
     :param engine: of a replica
+    :param autocommit: True where its connections are in AUTOCOMMIT, but for
+        a unit of work with a server-side cursor
     """
     dialect = engine.dialect
     rollback = dialect.do_rollback
@@ -160,6 +161,11 @@ def _end_without_error(engine: Engine) -> None:
     def end(connection: Any) -> None:
         try:
             rollback(connection)
+            if autocommit:
+                # Of the pool's proxy, or the driver's own.
+                getattr(
+                    connection, "dbapi_connection", connection
+                ).autocommit = True
         except dialect.loaded_dbapi.Error as error:
             logger.debug("%s: the end of a transaction: %s", engine, error)
 
@@ -239,7 +245,7 @@ def _read_only_setter(level: str) -> Any:
     return set_read_only
 
 
-def _hold_cursor(
+def _begin_for_cursor(
     connection: Any,
     cursor: Any,
     statement: str,
@@ -247,16 +253,11 @@ def _hold_cursor(
     context: Any,
     executemany: bool,
 ) -> None:
-    """Let psycopg2's server-side cursor live without a transaction"""
-    if cursor.name is not None:
-        cursor.withhold = True
+    """Begin a transaction around a server-side cursor, which needs one
 
-
-def _hold_cursors(connection: Any, record: Any) -> None:
-    """Let psycopg's server-side cursors live without a transaction"""
-    factory = connection.server_cursor_factory
-
-    def held(*args: Any, **kwargs: Any) -> Any:
-        return factory(*args, **{**kwargs, "withhold": True})
-
-    connection.server_cursor_factory = held
+    The end of the unit of work ends it, and AUTOCOMMIT is back. A cursor WITH
+    HOLD would need none: the server would copy its whole result first, and
+    keep it, abandoned, for as long as the pool keeps the connection.
+    """
+    if getattr(cursor, "name", None) is not None:
+        connection.connection.dbapi_connection.autocommit = False

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from anyblok.registry import Registry
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Query, Session
 from sqlalchemy_utils.functions import database_exists
 
 from . import engines
@@ -276,6 +276,8 @@ class MultiEngines(RegistryBase):
         """
         if isinstance(statement, str):
             statement = text(statement)
+        elif isinstance(statement, Query):
+            statement = statement.statement
 
         clause = getattr(statement, "sql_statement", statement)
         decision: Decision = self.session.decision_for(clause)

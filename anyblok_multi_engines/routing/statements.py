@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Column, column
 from sqlalchemy.orm import Mapper, RelationshipProperty
 from sqlalchemy.orm.interfaces import UserDefinedOption
-from sqlalchemy.orm.strategy_options import Load
+from sqlalchemy.orm.strategy_options import Load, _WildcardLoad
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import ClauseElement
 
@@ -40,7 +40,9 @@ PLAIN_ELEMENTS = frozenset(
     """.split()
 )
 STATEMENTS = frozenset(
-    ["compound_select", "select", "select_statement_grouping", "values"]
+    """
+    compound_select function select select_statement_grouping values
+    """.split()
 )
 WRITES = frozenset(["delete", "insert", "update"])
 
@@ -57,6 +59,12 @@ AS_TEXT = {
     "_prefixes": "prefix_with()",
     "_suffixes": "suffix_with()",
 }
+
+# Of "*": loaders that add nothing to the statement.
+PLAIN_LOADS = frozenset(
+    (("lazy", lazy),)
+    for lazy in ("noload", "raise", "raise_on_sql", "select", "selectin")
+)
 
 Objection = str | None
 
@@ -312,6 +320,9 @@ def _objection_to_type(element: Any) -> Objection:
 def _objection_to_option(option: Any) -> Objection:
     """Object to an ORM option that may put more into the statement"""
     if isinstance(option, UserDefinedOption):
+        return None
+
+    if isinstance(option, _WildcardLoad) and option.strategy in PLAIN_LOADS:
         return None
 
     if not isinstance(option, Load):

@@ -5,6 +5,7 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """Which server runs what, asked of the server that ran it."""
 
+import gc
 import threading
 
 import pytest
@@ -92,6 +93,38 @@ class TestReads:
         first = rows.fetchmany(3)
         assert servers.names[first[0][1]] in REPLICAS
         assert len(list(rows)) == 997
+
+    @pytest.mark.filterwarnings(
+        # psycopg's, of the cursor that is abandoned.
+        "ignore::pytest.PytestUnraisableExceptionWarning"
+    )
+    def test_abandoned_stream_leaves_nothing(self, registry, servers):
+        numbers = select(
+            func.generate_series(1, 200_000), func.repeat("x", 200)
+        ).execution_options(yield_per=10)
+        for _ in range(4):
+            next(iter(registry.execute(numbers)))
+            registry.rollback()
+
+        gc.collect()
+        for replica in servers.cluster.replicas:
+            left = "select count(*) from pg_ls_tmpdir()"
+            assert replica.query(left) == [(0,)]
+
+        for name in ("replica1", "replica2"):
+            with registry.engine_of(name).connect() as connection:
+                cursors = text("SELECT count(*) FROM pg_cursors")
+                assert connection.execute(cursors).scalar() == 0
+                assert connection.connection.dbapi_connection.autocommit
+
+    def test_stream_is_not_broken_by_a_write(self, registry, servers):
+        numbers = select(func.generate_series(1, 100))
+        rows = registry.execute(numbers.execution_options(yield_per=10))
+        iterator = iter(rows)
+        next(iterator)
+        registry.Shelf.insert(name="x")
+        assert len(list(iterator)) == 99
+        registry.commit()
 
     def test_do_not_begin_a_transaction(self, registry, servers):
         name = servers.served_by(registry)
@@ -357,6 +390,12 @@ class TestExplain:
         assert decision.server_name == "primary"
         assert decision.reason is Reason.NOT_A_READ
         assert "nextval" in explain(select(func.nextval("s"))).because
+
+    def test_knows_sqlalchemy_s_own_query(self, registry, servers):
+        query = registry.session.query(registry.Book)
+        assert registry.explain(query).server_name in REPLICAS
+        query = query.with_for_update()
+        assert registry.explain(query).server_name == "primary"
 
     def test_has_no_effect(self, registry, servers):
         for _ in range(5):
