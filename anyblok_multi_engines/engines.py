@@ -81,7 +81,11 @@ def create(
         ) from error
 
     if server.role is Role.REPLICA:
-        _end_without_error(engine, options["isolation_level"] == "AUTOCOMMIT")
+        _end_without_error(
+            engine,
+            autocommit=options["isolation_level"] == "AUTOCOMMIT",
+            commits=transactional,
+        )
         if engine.dialect.driver in ("psycopg", "psycopg2"):
             event.listen(engine, "before_cursor_execute", _begin_for_cursor)
 
@@ -143,7 +147,9 @@ def sqlstate_of(error: BaseException | None) -> str | None:
     return None if found is None else str(found)
 
 
-def _end_without_error(engine: Engine, autocommit: bool) -> None:
+def _end_without_error(
+    engine: Engine, *, autocommit: bool, commits: bool
+) -> None:
     """Let the end of a replica's transaction raise nothing
 
     A session ends its connections one after the other, in any order: an
@@ -151,9 +157,14 @@ def _end_without_error(engine: Engine, autocommit: bool) -> None:
     And a replica has nothing to commit. A connection that has died is found
     out when the pool gives it out again (pre-ping).
 
+    Where there is a primary, a commit sends nothing to a replica: its
+    transaction ends when its connection goes back to the pool, after the
+    primary's commit, which a replica that hangs then can't hold up.
+
     :param engine: of a replica
     :param autocommit: True where its connections are in AUTOCOMMIT, but for
         a unit of work with a server-side cursor
+    :param commits: True where there is no primary's commit to protect
     """
     dialect = engine.dialect
     rollback = dialect.do_rollback
@@ -170,13 +181,17 @@ def _end_without_error(engine: Engine, autocommit: bool) -> None:
             logger.debug("%s: the end of a transaction: %s", engine, error)
 
     # No event of SQLAlchemy's is around them.
-    dialect.do_commit = end  # type: ignore[assignment]
+    dialect.do_commit = end if commits else _send_nothing  # type: ignore[assignment]
     dialect.do_rollback = end  # type: ignore[assignment]
 
     @event.listens_for(engine, "handle_error")
     def keep_connection(context: Any) -> None:
         # SQLAlchemy would refuse the commit of an invalid connection.
         context.is_disconnect = context.is_pre_ping and context.is_disconnect
+
+
+def _send_nothing(connection: Any) -> None:
+    """Commit a replica's transaction: nothing was written in it"""
 
 
 def is_unused(connection: Connection) -> bool:

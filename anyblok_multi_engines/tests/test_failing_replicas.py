@@ -6,6 +6,7 @@
 """A replica that can't be reached: its reads go elsewhere."""
 
 import logging
+import threading
 import time
 
 import pytest
@@ -123,6 +124,44 @@ def test_commit_is_not_broken_by_a_replica_that_died(
         "select count(*) from shelf", database=servers.database
     ) == [(10,)]
     assert servers.served_by(registry) in ("replica1", "replica2")
+
+
+@pytest.mark.parametrize("level", ["READ_COMMITTED", "REPEATABLE_READ"])
+def test_commit_on_the_primary_does_not_wait_for_a_hung_replica(
+    servers, make_registry, level
+):
+    registry = make_registry(
+        servers.database,
+        db_wo_url=servers.primary_url,
+        db_ro_urls=servers.replica_urls[:1],
+        isolation_level=level,
+    )
+
+    def work():
+        assert servers.served_by(registry) == "replica1"
+        registry.Shelf.insert(name="x")
+        servers.first.freeze()
+        registry.commit()
+        registry.Session.remove()
+
+    count = "select count(*) from shelf"
+    # SQLAlchemy ends the connections of a session in no order.
+    for number in range(1, 7):
+        thread = threading.Thread(target=work)
+        thread.start()
+        wait_until(
+            "the primary did not commit",
+            lambda wanted=number: (
+                servers.cluster.primary.query(count, database=servers.database)
+                == [(wanted,)]
+            ),
+        )
+        servers.first.thaw()
+        thread.join()
+        servers.cluster.primary.execute(
+            f"update shelf set name = 'shelf {number}' where name = 'x'",
+            database=servers.database,
+        )
 
 
 def test_death_before_a_rollback_is_forgotten(servers, registry):
