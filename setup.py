@@ -22,9 +22,8 @@ requires = [
     # What AnyBlok's configurations mean by "postgresql://" on SQLAlchemy 2.0.
     # postgresql+psycopg:// works as well (extra: psycopg).
     "psycopg2-binary",
-    # AnyBlok imports pkg_resources or, failing that, importlib.metadata; it
-    # doesn't declare what its migration module imports.
-    "packaging",
+    # database_exists(), which AnyBlok's own db_exists() asks as well.
+    "sqlalchemy-utils",
 ]
 
 # PostgreSQL's binaries without a system package: only used as a directory of
