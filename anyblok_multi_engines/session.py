@@ -228,7 +228,8 @@ def _record_placement(
 
     before = session.placement()
     if session.anyblok.is_replica(name):
-        after = before.with_replica(name)
+        kept = before.replica in session.anyblok.usable_readers()
+        after = before if kept else before.with_replica(name)
     elif session._flushing:
         after, session._flushed_on = before, connection
     else:

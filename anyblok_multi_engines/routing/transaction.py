@@ -14,7 +14,7 @@ from dataclasses import dataclass
 class Placement:
     """Where a unit of work has been placed so far
 
-    :param replica: the one replica that it has read from; None: none yet
+    :param replica: the one replica that it reads from; None: none yet
     :param on_primary: True from its first statement on the primary to its end
     """
 
@@ -23,21 +23,14 @@ class Placement:
 
     def with_primary(self) -> Placement:
         """Return the placement after a statement on the primary"""
-        return ON_PRIMARY if self.replica is None else _moved(self.replica)
+        return Placement(self.replica, on_primary=True)
 
     def with_replica(self, name: str) -> Placement:
         """Return the placement after a read from a replica
 
-        :param name: the replica; the first one of a unit of work is kept
+        :param name: of the replica
         """
-        if self.replica is not None:
-            return self
-
         return Placement(name, self.on_primary)
-
-
-def _moved(replica: str) -> Placement:
-    return Placement(replica, on_primary=True)
 
 
 NOWHERE = Placement()

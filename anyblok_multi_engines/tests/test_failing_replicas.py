@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from anyblok_multi_engines.engines import REPLICA_CONNECT_TIMEOUT
 from anyblok_multi_engines.health.model import Status
 from anyblok_multi_engines.testing import wait_until
+from anyblok_multi_engines.tests.conftest import PORT
 
 
 def units_of_work(registry, servers, number=20):
@@ -38,6 +39,29 @@ def test_reads_go_on(servers, registry, fault, caplog):
         assert names == {"replica2"}
         assert caplog.text.count("is out of the reads") == 1
         assert registry.health().servers["replica1"].status is Status.DOWN
+
+
+def test_one_other_server_takes_over_a_unit_of_work(servers, make_registry):
+    registry = make_registry(
+        servers.database,
+        db_wo_url=servers.primary_url,
+        db_ro_urls=[*servers.replica_urls, servers.primary_url],
+    )
+    for _ in range(5):
+        for replica in servers.cluster.replicas:
+            registry.monitor.report_ready(replica.name)
+
+        registry.monitor.report_ready("replica3")
+        served_by(registry)
+        lost = registry.session.placement().replica
+        registry.monitor.report_down(lost, "the test says so")
+        ports = {served_by(registry) for _ in range(10)}
+        assert len(ports) == 1
+        registry.rollback()
+
+
+def served_by(registry):
+    return registry.execute(PORT).scalar()
 
 
 def test_it_comes_back(servers, registry, caplog):

@@ -108,12 +108,12 @@ def test_first_write_moves_the_unit_of_work_for_good():
     moved = ON_REPLICA1.with_primary()
     assert moved.on_primary
     assert moved.replica == "replica1"
-    assert moved.with_replica("replica2") == moved
     assert decided(placement=moved).reason is Reason.ALREADY_ON_PRIMARY
 
 
-def test_first_replica_is_kept():
-    assert ON_REPLICA1.with_replica("replica2") == ON_REPLICA1
+def test_another_replica_takes_the_place_of_one_that_is_lost():
+    moved = ON_REPLICA1.with_replica("replica2")
+    assert decided(placement=moved, draw=0.0).server_name == "replica2"
 
 
 class TestReadOnlyMode:
