@@ -98,9 +98,6 @@ class Monitor:
         """
         before = self._publish(name, Status.DOWN, reason)
         if before is not Status.DOWN:
-            # What the pool has is lost, or hangs: a probe must connect anew,
-            # which the connect timeout bounds.
-            self._engines[name][1].dispose()
             logger.warning(
                 "%s is out of the reads until it answers: %s",
                 self._engines[name][0],

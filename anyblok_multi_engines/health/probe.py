@@ -7,24 +7,35 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-ALIVE = text("SELECT 1")
+ALIVE = "SELECT 1"
 
 
 def failure_of(engine: Engine) -> str | None:
     """Return why a server can't serve a read now; None: it can
 
-    :param engine: of the server; one of its pooled connections is used
+    A new connection is asked, which the connect timeout bounds: one of the
+    engine's pool may be to a server that hangs, and never answer.
+
+    :param engine: of the server
     """
+    pool = engine.pool.recreate()
     try:
-        with engine.connect() as connection:
-            connection.execute(ALIVE)
+        connection = pool.connect()
+        try:
+            cursor = connection.cursor()
+            cursor.execute(ALIVE)
+            cursor.close()
+        finally:
+            connection.close()
     except Exception as error:
         # Also of an application's own listener of "connect": whatever it is,
         # this server doesn't serve.
         return summary_of(error)
+    finally:
+        pool.dispose()
 
     return None
 

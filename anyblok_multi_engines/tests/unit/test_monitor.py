@@ -26,27 +26,15 @@ SERVERS = [
 ]
 
 
-class Engine:
-    """Stands where SQLAlchemy's engine would: the monitor may dispose it"""
-
-    def __init__(self, name):
-        self.name = name
-        self.disposed = 0
-
-    def dispose(self):
-        self.disposed += 1
-
-
 class Probed:
     """A monitor of two servers, whose failures the test writes"""
 
     def __init__(self):
         self.failures = {}
         self.now = 10.0
-        self.engines = {server: Engine(server.name) for server in SERVERS}
         self.probed = threading.Event()
         self.monitor = Monitor(
-            self.engines,
+            {server: server.name for server in SERVERS},
             probe=self.probe,
             interval=0.001,
             clock=lambda: self.now,
@@ -54,7 +42,7 @@ class Probed:
 
     def probe(self, engine):
         self.probed.set()
-        failure = self.failures.get(engine.name)
+        failure = self.failures.get(engine)
         if isinstance(failure, Exception):
             raise failure
 
@@ -103,14 +91,6 @@ def test_warns_once_per_change(probed, caplog):
 
     assert caplog.text.count("is out of the reads") == 1
     assert probed.monitor.snapshot.servers["replica1"].since == 10.0
-
-
-def test_pool_of_a_server_that_goes_down_is_emptied_once(probed):
-    for _ in range(3):
-        probed.monitor.report_down("replica1", "gone")
-
-    disposed = [engine.disposed for engine in probed.engines.values()]
-    assert disposed == [1, 0]
 
 
 def test_server_comes_back_and_the_thread_ends(probed, caplog):
