@@ -25,10 +25,13 @@ class Need:
 
     :param kind: only a READ may leave the primary
     :param because: the part of the statement that says so; None for a READ
+    :param unknown: True where the catalogue has not heard of a name: it may
+        have been created since the catalogue was read
     """
 
     kind: Kind
     because: str | None = None
+    unknown: bool = False
 
     @property
     def is_read(self) -> bool:
