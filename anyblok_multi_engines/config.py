@@ -29,6 +29,14 @@ URL_SEPARATOR = re.compile(rf"[,\s]+(?={SCHEME.pattern})")
 # Two URLs that nothing has separated.
 NO_DATABASE_NAME = re.compile(r"[,\s]|:/")
 
+# Of --db-ro-write-guard, the default first.
+WRITE_GUARDS = ("check", "off")
+
+# A name of PostgreSQL, with its schema or without; quoted where it has
+# capitals or signs.
+NAME = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
+FUNCTION = re.compile(rf"{NAME}(?:\.{NAME})?")
+
 HOW_TO_WRITE_URLS = (
     "write dialect://user:password@host:port/database, with %40 for an @ and "
     "%2C for a comma inside a part"
@@ -69,6 +77,27 @@ def update_database(group: Any) -> None:
         help="Complete URL of a primary that takes the writes, and reads only "
         "where no replica will do. Instead of --db-url, which takes its share "
         "of the reads.",
+    )
+    group.add_argument(
+        "--db-ro-functions",
+        nargs="+",
+        action="extend",
+        help="Function(s) of the database that only read, though they are "
+        "declared VOLATILE: name or schema.name.",
+    )
+    group.add_argument(
+        "--db-wo-functions",
+        nargs="+",
+        action="extend",
+        help="Function(s) of the database that write or lock, though they are "
+        "declared STABLE or IMMUTABLE: name or schema.name.",
+    )
+    group.add_argument(
+        "--db-ro-write-guard",
+        choices=WRITE_GUARDS,
+        default=WRITE_GUARDS[0],
+        help="Compare what a replica loaded with the primary's row before a "
+        "change of it is written (check), or not (off). Default: check.",
     )
 
 
@@ -156,6 +185,46 @@ def replica_urls() -> list[str]:
     return urls
 
 
+def functions(option: str) -> frozenset[str]:
+    """Return the functions that an option names, as PostgreSQL folds them
+
+    :param option: ``--db-ro-functions`` or ``--db-wo-functions``
+    :rtype: ``name`` or ``schema.name``, without quotes
+    :exception: OptionError
+    """
+    value: Any = Configuration.get(option.strip("-").replace("-", "_"), None)
+    texts = [value] if isinstance(value, str) else value or ()
+    names = [
+        name.removesuffix("()")
+        for text in texts
+        for name in re.split(r"[,\s]+", text)
+        if name
+    ]
+    for name in names:
+        if not FUNCTION.fullmatch(name):
+            raise OptionError(
+                f"{option}: {name!r} is no function's name; write name or "
+                "schema.name, without arguments"
+            )
+
+    return frozenset(_folded(name) for name in names)
+
+
+def write_guard() -> bool:
+    """Return True where stale changes are looked for before they are written
+
+    :exception: OptionError
+    """
+    value = _option("db_ro_write_guard") or WRITE_GUARDS[0]
+    if value not in WRITE_GUARDS:
+        raise OptionError(
+            f"--db-ro-write-guard: {value!r}; write one of "
+            + ", ".join(WRITE_GUARDS)
+        )
+
+    return value == WRITE_GUARDS[0]
+
+
 def is_configured() -> bool:
     """Return True where one of our own options is given"""
     return bool(_option("db_wo_url") or replica_urls())
@@ -187,6 +256,14 @@ def complete_options(unittest: bool = False) -> None:
             )
     elif _option("db_wo_url"):
         Configuration.set("db_url", CompletedUrl(_option("db_wo_url")))
+
+
+def _folded(name: str) -> str:
+    """Return a name as PostgreSQL folds it: in lower case but for quotes"""
+    return ".".join(
+        part[1:-1].replace('""', '"') if part[0] == '"' else part.lower()
+        for part in re.findall(NAME, name)
+    )
 
 
 def _is_createdb() -> bool:

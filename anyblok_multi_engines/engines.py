@@ -7,12 +7,17 @@
 
 from __future__ import annotations
 
+import os
+import select
+import socket
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from logging import getLogger
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import NoSuchModuleError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, NoSuchModuleError
 
 from .errors import NoPrimaryError, OptionError
 from .topology import Role, Server
@@ -24,6 +29,15 @@ READ_ONLY_SQL_TRANSACTION = "25006"
 
 # Seconds; libpq's own connect_timeout takes whole ones, and no less than 2.
 REPLICA_CONNECT_TIMEOUT = 2
+
+# admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped and
+# idle_session_timeout: the server has ended the connection. Most often there
+# is no SQLSTATE, and the driver says that its connection is closed.
+CONNECTION_ENDED = frozenset(["57P01", "57P02", "57P03", "57P04", "57P05"])
+
+# Seconds that a commit waits for the end of a replica's transaction. A
+# replica that answers needs a round trip; one that doesn't is cut off.
+REPLICA_END_TIMEOUT = 1.0
 
 # With one statement a transaction, there is nothing to begin, to commit or to
 # roll back on a replica: two round trips less, and no way to break a commit.
@@ -88,6 +102,7 @@ def create(
         )
         if engine.dialect.driver in ("psycopg", "psycopg2"):
             event.listen(engine, "before_cursor_execute", _begin_for_cursor)
+            event.listen(engine, "checkout", _check_is_alive)
 
         if engine.dialect.name == "postgresql":
             level = standby_isolation_level(options["isolation_level"])
@@ -155,7 +170,7 @@ def _end_without_error(
     A session ends its connections one after the other, in any order: an
     error of the replica's would lose what has been written on the primary.
     And a replica has nothing to commit. A connection that has died is found
-    out when the pool gives it out again (pre-ping).
+    out when the pool gives it out again.
 
     Where there is a primary, a commit sends nothing to a replica: its
     transaction ends when its connection goes back to the pool, after the
@@ -187,7 +202,7 @@ def _end_without_error(
     @event.listens_for(engine, "handle_error")
     def keep_connection(context: Any) -> None:
         # SQLAlchemy would refuse the commit of an invalid connection.
-        context.is_disconnect = context.is_pre_ping and context.is_disconnect
+        context.is_disconnect = False
 
 
 def _send_nothing(connection: Any) -> None:
@@ -211,6 +226,79 @@ def is_unused(connection: Connection) -> bool:
     return status is not None and int(status) == 0 and not driver.autocommit
 
 
+def is_lost(connection: Connection, error: DBAPIError) -> bool:
+    """Return True where a statement failed because its connection has ended
+
+    :param connection: of the statement
+    :param error: of the statement
+    """
+    if connection.closed or connection.invalidated:
+        return True
+
+    driver: Any = connection.connection.dbapi_connection
+    return bool(getattr(driver, "closed", False)) or (
+        sqlstate_of(error.orig) in CONNECTION_ENDED
+    )
+
+
+def end_now(connection: Connection) -> None:
+    """End a replica's transaction, if there is one; it raises nothing
+
+    A server that doesn't answer is cut off: the primary's commit waits
+    behind it, and the primary's locks with it.
+
+    :param connection: of psycopg2 or psycopg
+    """
+    if connection.closed or connection.invalidated:
+        return
+
+    driver: Any = connection.connection.dbapi_connection
+    status = getattr(getattr(driver, "info", None), "transaction_status", 0)
+    if driver.closed or int(status) == 0:
+        return
+
+    cut_off = threading.Timer(REPLICA_END_TIMEOUT, _shut_down, [driver])
+    cut_off.daemon = True
+    cut_off.start()
+    try:
+        driver.rollback()
+    except connection.dialect.loaded_dbapi.Error as error:
+        logger.debug(
+            "%s: the end of a transaction: %s", connection.engine, error
+        )
+    finally:
+        cut_off.cancel()
+
+
+def _shut_down(driver: Any) -> None:
+    """Shut a connection's socket down, under the thread that waits for it"""
+    # Closed in the meantime, by either side.
+    gone = suppress(OSError, ValueError)
+    with gone, socket.socket(fileno=os.dup(driver.fileno())) as copy:
+        copy.shutdown(socket.SHUT_RDWR)
+
+
+def _check_is_alive(driver: Any, record: Any, proxy: Any) -> None:
+    """Refuse a pooled connection that its server has ended
+
+    Nothing is asked: a server has nothing to say to an idle connection but
+    its end, so one that is readable has ended. One whose server has vanished
+    without a word is found out by its next statement.
+    """
+    if driver.closed or _is_readable(driver.fileno()):
+        raise DisconnectionError("the server has ended the connection")
+
+
+def _is_readable(descriptor: int) -> bool:
+    """Return True where a socket has something to read, or has ended"""
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([descriptor], [], [], 0)[0])
+
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def _replica_options(
     server: Server, options: Mapping[str, Any], transactional: bool
 ) -> dict[str, Any]:
@@ -218,13 +306,7 @@ def _replica_options(
     if level == "READ COMMITTED" and not transactional:
         level = "AUTOCOMMIT"
 
-    result = {
-        **options,
-        "isolation_level": level,
-        # A pooled connection whose server has gone is found out before a
-        # statement is lost on it.
-        "pool_pre_ping": True,
-    }
+    result = {**options, "isolation_level": level}
     if (
         server.url.get_backend_name() == "postgresql"
         and "connect_timeout" not in server.url.query

@@ -5,8 +5,12 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """What goes wrong, as types. A leaf exists where a caller may catch it."""
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 from anyblok.config import ConfigurationException
 from anyblok.registry import RegistryException
+from sqlalchemy.orm.exc import StaleDataError
 
 
 class MultiEnginesException(RegistryException):
@@ -27,3 +31,57 @@ class NoReplicaError(MultiEnginesException):
 
 class ServerUnavailableError(MultiEnginesException):
     """A server did not answer where nothing else could take its place"""
+
+
+class ReplicaWriteError(MultiEnginesException):
+    """A write was asked of replicas; it has not been sent to any server"""
+
+
+class UnknownServerError(MultiEnginesException):
+    """A statement named a server that no option has configured"""
+
+
+class StaleRead(NamedTuple):
+    """An instance that a replica has loaded, and that is another by now
+
+    :param model: its name
+    :param key: its primary key, by column
+    :param columns: those that differ; none: the primary hasn't the row
+    :param server: the replica that loaded it
+    """
+
+    model: str
+    key: Mapping[str, Any]
+    columns: tuple[str, ...]
+    server: str
+
+    def __str__(self) -> str:
+        key = ", ".join(f"{x}={value!r}" for x, value in self.key.items())
+        what = ", ".join(self.columns)
+        return f"{self.model}({key}) was read from {self.server}, " + (
+            f"and the primary has another {what}" if what else "and is gone"
+        )
+
+
+class StaleReadError(MultiEnginesException, StaleDataError):
+    """What is changed was read from a replica, and is another on the primary
+
+    Nothing is written. ``model``, ``key``, ``columns`` and ``server`` are
+    those of the first of ``reads``.
+
+    :param reads: all such instances of the flush
+    """
+
+    def __init__(self, reads: tuple[StaleRead, ...]) -> None:
+        super().__init__(reads)
+        self.reads = reads
+        self.model, self.key, self.columns, self.server = reads[0]
+
+    def __str__(self) -> str:
+        more = len(self.reads) - 1
+        return (
+            f"{self.reads[0]}"
+            + (f" ({more} more like it)" if more else "")
+            + "; nothing was written. Roll back, and do it again under "
+            "registry.use_primary()"
+        )

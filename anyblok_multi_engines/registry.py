@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import lru_cache, wraps
 from logging import getLogger
 from random import choice
 from types import FrameType
@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from anyblok.registry import Registry
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Query, Session
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session
 from sqlalchemy_utils.functions import database_exists
 
-from . import engines
-from .config import topology
+from . import catalogue, config, engines, provenance
 from .errors import (
     MultiEnginesException,
     NoPrimaryError,
@@ -34,9 +33,11 @@ from .errors import (
 from .health.model import Snapshot
 from .health.monitor import Monitor
 from .health.probe import summary_of
+from .routing.catalogue import Catalogue
 from .routing.decision import PRIMARY, Decision
+from .routing.intent import Intent
 from .routing.statements import Statements
-from .session import MixinSession
+from .session import MixinSession, statement_of
 from .topology import Role, Server, Topology
 
 __all__ = [
@@ -67,6 +68,20 @@ BLOK_METHODS = (
     "update_list",
     "upgrade",
 )
+
+
+# What reads in order to write, or would find an old row: all on the primary.
+PRIMARY_METHODS = {
+    "System.Parameter": ("pop", "set"),
+    "System.Sequence": ("insert", "multi_insert", "nextval", "nextvalBy"),
+}
+
+# What must not be old, and is asked at the start of every unit of work: on
+# the primary, without moving the unit of work there.
+ASIDE_METHODS = {
+    "System.Cache": ("get_invalidation",),
+    "System.Parameter": ("get", "is_exist"),
+}
 
 
 class LoadingScope(threading.local):
@@ -115,6 +130,10 @@ class MultiEngines(RegistryBase):
     unittest = False
     unittest_bind: Any = None
     unittest_transaction: Any = None
+    #: True where a unit of work on a replica has one snapshot
+    has_snapshots = False
+    #: True where stale changes are looked for before they are written
+    write_guard = True
     _engines: dict[str, Engine] = {}  # noqa: RUF012
     _server_names: dict[Any, str] = {}  # noqa: RUF012
     _readers: tuple[str, ...] = ()
@@ -135,8 +154,13 @@ class MultiEngines(RegistryBase):
         :param db_name: name of the database on all of them
         :exception: OptionError
         """
-        self.topology = known = topology(db_name)
-        self.statements = Statements()
+        self.topology = known = config.topology(db_name)
+        self.write_guard = config.write_guard()
+        self._functions = {
+            "read_functions": config.functions("--db-ro-functions"),
+            "write_functions": config.functions("--db-wo-functions"),
+        }
+        self.statements = Statements(Catalogue(), self._read_catalogue)
         self._engines = {
             server.name: self._engine_for(server) for server in known.servers
         }
@@ -161,9 +185,14 @@ class MultiEngines(RegistryBase):
             self._engine = choice(self.engines["ro"])
 
     def _engine_for(self, server: Server) -> Engine:
+        options = self.init_engine_options(server.url)
+        level = engines.standby_isolation_level(
+            options.get("isolation_level") or ""
+        )
+        self.has_snapshots = level == "REPEATABLE READ"
         engine = engines.create(
             server,
-            self.init_engine_options(server.url),
+            options,
             transactional=bool(self.unittest or self.topology.read_only),
         )
         if self.topology.read_only:
@@ -272,16 +301,68 @@ class MultiEngines(RegistryBase):
         """Return where a statement would go now, and why
 
         :param statement: of SQLAlchemy, a query of a Model, or SQL as a text
-        :rtype: Decision
+        :rtype: Decision; ``because`` names the part of the statement for
+            which it isn't a read
         """
         if isinstance(statement, str):
             statement = text(statement)
-        elif isinstance(statement, Query):
-            statement = statement.statement
 
-        clause = getattr(statement, "sql_statement", statement)
-        decision: Decision = self.session.decision_for(clause)
+        decision: Decision = self.session.decision_for(statement_of(statement))
         return decision
+
+    @contextmanager
+    def use_primary(self) -> Iterator[None]:
+        """Send what this thread's session does in the block to the primary
+
+        A context manager, and a decorator; it nests, and no commit ends it.
+        The unit of work stays on the primary to its end.
+
+        :exception: NoPrimaryError, of a statement in read-only mode
+        """
+        with self.session.wanting(Intent.PRIMARY):
+            yield
+
+    @contextmanager
+    def use_replicas(self) -> Iterator[None]:
+        """Send what this thread's session reads in the block to replicas
+
+        A context manager, and a decorator; it nests, and no commit ends it.
+        The primary serves where no replica is usable, and a unit of work that
+        has written, which must see what it has written.
+
+        :exception: ReplicaWriteError, of a statement that isn't a proven read
+            and of a flush that has something to write
+        """
+        with self.session.wanting(Intent.REPLICAS):
+            yield
+
+    def _forget_catalogue(self) -> None:
+        """Have the catalogue read again, when a statement wants to know"""
+        self.statements.catalogue = Catalogue()
+
+    def _read_catalogue(self) -> Catalogue | None:
+        """Return what the primary's catalogue says, or a replica's
+
+        :rtype: None where no server answers
+        """
+        names = [PRIMARY] if self.topology.primary else []
+        for name in (*names, *self.usable_readers()):
+            engine = self._engines[name]
+            try:
+                # A connection of its own: the pool may be exhausted by the
+                # very thread that asks.
+                with Engine(
+                    engine.pool.recreate(), engine.dialect, engine.url
+                ).connect() as connection:
+                    return catalogue.read(connection, **self._functions)
+            except DBAPIError as error:
+                logger.warning(
+                    "%s: its catalogue can't be read: %s",
+                    name,
+                    summary_of(error),
+                )
+
+        return None
 
     def health(self) -> Snapshot:
         """Return what is known of the replicas"""
@@ -336,22 +417,132 @@ class MultiEngines(RegistryBase):
         return self._scope.connection
 
     def assemble_entries(self) -> None:
-        """Assemble the models; what System.Blok changes is on the primary"""
-        super().assemble_entries()
-        blok = self.System.Blok
-        for name in BLOK_METHODS:
-            setattr(blok, name, self._on_primary(_definition_of(blok, name)))
+        """Assemble the models; some of their methods ask the primary alone"""
+        if self.topology.replicas:
+            provenance.listen(self.declarativebase)
+            super().assemble_entries()
+            self._ask_the_primary()
+        else:
+            super().assemble_entries()
 
-    def _on_primary(self, method: Any) -> Any:
-        """Return a method of a model that keeps its thread on the primary"""
-        function = getattr(method, "__func__", method)
+    def _ask_the_primary(self) -> None:
+        """Wrap the methods of the host that an old row would mislead"""
+        self._wrap("System.Blok", BLOK_METHODS, self._in_loading_scope)
+        for model, names in PRIMARY_METHODS.items():
+            self._wrap(model, names, self._on_primary)
 
-        @wraps(function)
+        for model, names in ASIDE_METHODS.items():
+            self._wrap(model, names, self._aside)
+
+        for model, methods in self.caches.items():
+            for name, caches in methods.items():
+                caches[:] = [
+                    self._filled_on_primary(self.get(model), name, cache)
+                    for cache in caches
+                ]
+
+    def _wrap(
+        self,
+        model: str,
+        names: Iterable[str],
+        wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
+    ) -> None:
+        """Wrap methods of a model, or class methods"""
+        cls = self.get(f"Model.{model}")
+        for name in names:
+            method = _definition_of(cls, name)
+            if isinstance(method, classmethod):
+                setattr(cls, name, classmethod(wrap(method.__func__)))
+            else:
+                setattr(cls, name, wrap(method))
+
+    def _in_loading_scope(self, method: Callable[..., Any]) -> Any:
+        """Return a method that is a part of changing the registry"""
+
+        @wraps(method)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             with self.loading():
-                return function(*args, **kwargs)
+                return method(*args, **kwargs)
 
-        return classmethod(wrapper) if function is not method else wrapper
+        return wrapper
+
+    def _on_primary(self, method: Callable[..., Any]) -> Any:
+        """Return a method that asks the primary, where there is one"""
+
+        @wraps(method)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if self.Session is None or self.topology.read_only:
+                return method(*args, **kwargs)
+
+            with self.session.wanting(Intent.PRIMARY):
+                return method(*args, **kwargs)
+
+        return wrapper
+
+    def _aside(self, method: Callable[..., Any]) -> Any:
+        """Return a method that asks the primary in a unit of work of its own
+
+        The session's own stays where it is, unless it has something that only
+        it can see.
+        """
+        inside = self._on_primary(method)
+
+        @wraps(method)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if self._needs_its_session():
+                return inside(*args, **kwargs)
+
+            mine, other = self.session, self.Session.session_factory()
+            self.Session.registry.set(other)
+            try:
+                return inside(*args, **kwargs)
+            finally:
+                self.Session.registry.set(mine)
+                other.close()
+
+        return wrapper
+
+    def _needs_its_session(self) -> bool:
+        """Return True where this thread's session is the one to ask"""
+        return (
+            self.Session is None
+            or self.unittest
+            or self.is_loading
+            or self.topology.read_only
+            or self.given_session_connection is not None
+            or self.session.intent is Intent.PRIMARY
+            or self.session.has_work_of_its_own()
+        )
+
+    def _filled_on_primary(self, cls: type, name: str, cache: Any) -> Any:
+        """Put a cache whose misses ask the primary in the place of another
+
+        What was computed from a replica that hasn't replayed what emptied the
+        cache would stay wrong for ever.
+
+        :param cls: the model that has it, or whose bases have it
+        :param name: of the method
+        :param cache: AnyBlok's ``lru_cache``
+        """
+        replaced = getattr(cache, "replaced_by", None)
+        if replaced is not None:
+            # It is in the lists of the models that depend on its own, too.
+            return replaced
+
+        size = cache.cache_parameters()["maxsize"]
+        filled: Any = lru_cache(size)(self._on_primary(cache.__wrapped__))
+        filled.indentify = cache.indentify
+        for base in cls.__mro__:
+            definition: Any = vars(base).get(name)
+            if getattr(definition, "__func__", definition) is cache:
+                is_method = definition is cache
+                setattr(
+                    base, name, filled if is_method else classmethod(filled)
+                )
+                cache.replaced_by = filled
+                return filled
+
+        return cache
 
     def create_session_factory(self) -> None:
         """Create the session factory, with our mixin under the bloks' own
@@ -378,8 +569,8 @@ class MultiEngines(RegistryBase):
 
         In read-only mode, from a replica, and nothing is migrated.
         """
-        self.statements = Statements()
         super().load()
+        self._forget_catalogue()
         if self.topology.read_only:
             # AnyBlok's load() resets it, and a reload would migrate.
             self.loadwithoutmigration = True
@@ -468,6 +659,7 @@ class MultiEngines(RegistryBase):
             raise engines.read_only_mode("The bloks can't be upgraded")
 
         super().upgrade(*args, **kwargs)
+        self._forget_catalogue()
 
     @on_primary
     def update_blok_list(self) -> None:
@@ -497,7 +689,7 @@ class MultiEngines(RegistryBase):
         :exception: RegistryException, without a name
         """
         if db_name:
-            known = topology(db_name)
+            known = config.topology(db_name)
             if not all(_has_database(server) for server in known.replicas):
                 return False
 

@@ -7,19 +7,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from logging import getLogger
 from random import random
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Query, Session, SessionTransaction
 
-from .engines import is_unused, read_only_mode
+from . import provenance, write_guard
+from .engines import end_now, is_lost, is_unused, read_only_mode, sqlstate_of
+from .errors import ReplicaWriteError, UnknownServerError
 from .health.probe import summary_of
-from .routing.decision import UNITTEST, Decision, Situation, decide
+from .routing.decision import (
+    PRIMARY,
+    UNITTEST,
+    Decision,
+    Reason,
+    Situation,
+    decide,
+)
+from .routing.intent import OPTION, REPLICA, Intent
+from .routing.statements import shape_of
 from .routing.transaction import NOWHERE, Placement
 
 if TYPE_CHECKING:
@@ -30,6 +43,47 @@ else:
     SessionBase = object
 
 logger = getLogger(__name__)
+
+# A standby's refusals: read_only_sql_transaction, feature_not_supported,
+# object_not_in_prerequisite_state (currval() of a sequence that only the
+# primary's connection has used).
+REFUSALS = frozenset(["25006", "0A000", "55000"])
+
+# Why a statement that only reads may be on the primary.
+READS_ON_PRIMARY = frozenset(
+    [
+        Reason.CALLER_WANTS_PRIMARY,
+        Reason.NO_USABLE_REPLICA,
+        Reason.PRIMARY_TAKES_READS,
+        Reason.REPLICA_LOST,
+        Reason.STATEMENT_SAYS,
+    ]
+)
+
+
+TRANSLATION = "schema_translate_map"
+
+
+class Call:
+    """One execution of a statement: what it says, and where it went
+
+    SQLAlchemy hands it on with the ``bind_arguments`` of the statement: to
+    ``get_bind``, and to whoever loads instances from the rows.
+
+    :param wanted: the server that the statement names, or None
+    """
+
+    __slots__ = ("decision", "from_replica", "server", "wanted")
+
+    def __init__(self, wanted: str | None) -> None:
+        self.wanted = wanted
+        self.server: str | None = None
+        self.from_replica = False
+        self.decision: Decision | None = None
+
+
+# Of a connection that is asked for without a statement.
+NO_CALL = Call(None)
 
 
 class MixinSession(SessionBase):
@@ -50,11 +104,18 @@ class MixinSession(SessionBase):
     # work's reads from a replica.
     _flushed_on: Connection | None = None
 
-    # The server that the last call of get_bind named.
-    _asked: str | None = None
+    # The replicas' connections of the placed transaction, by their servers.
+    _reads_on: Mapping[str, Connection] = MappingProxyType({})
+
+    # The root transaction that a replica has given rows to.
+    _served: SessionTransaction | None = None
+
+    # What the blocks of code around want, the innermost last. No end of a
+    # unit of work ends a block.
+    _intents: tuple[tuple[object, Intent], ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Record placements of the sessions made with this mixin"""
+        """Listen to the sessions made with this mixin"""
         super().__init_subclass__(**kwargs)
         heard = any(
             issubclass(base, MixinSession) and issubclass(base, Session)
@@ -62,6 +123,9 @@ class MixinSession(SessionBase):
         )
         if issubclass(cls, Session) and not heard:
             event.listen(cls, "after_begin", _record_placement)
+            event.listen(cls, "before_commit", _end_replica_side)
+            event.listen(cls, "before_flush", _check_flush)
+            event.listen(cls, "after_flush_postexec", _after_flush)
 
     def get_bind(
         self,
@@ -72,22 +136,24 @@ class MixinSession(SessionBase):
     ) -> Engine | Connection:
         """Return where the statement goes
 
-        It decides and has no effect: a unit of work is placed when a
-        connection really begins.
+        It decides; a unit of work is placed when a connection really begins.
 
         :param mapper: of the statement, as SQLAlchemy gives it
         :param clause: the statement; None: there is none to look at
         :param bind: given by the caller, who then has it
-        :exception: NoPrimaryError, for a write in read-only mode
+        :exception: NoPrimaryError, for a write in read-only mode;
+            ReplicaWriteError, for a write where the caller wants replicas;
+            UnknownServerError, for a name that isn't configured
         """
         registry = self.anyblok
-        self._asked = None
+        call: Call = kwargs.pop(provenance.CALL, NO_CALL)
         if bind is None and self.bind is None:
             bound = registry.bind
         else:
             bound = super().get_bind(mapper, clause=clause, bind=bind, **kwargs)
 
         if bind is not None or bound is not registry.bind:
+            self._note_given(call, bound)
             return bound  # type: ignore[no-any-return]
 
         given = registry.given_session_connection
@@ -98,36 +164,49 @@ class MixinSession(SessionBase):
             # As without us.
             return bound  # type: ignore[no-any-return]
 
-        decision = self.decision_for(clause)
+        decision = self.decision_for(clause, call)
         logger.debug("%s", decision)
         if decision.server_name is None:
-            raise read_only_mode(decision.because or "The statement")
+            raise _error_of(decision)
 
         if decision.server_name == UNITTEST:
             return registry.unittest_bind  # type: ignore[no-any-return]
 
-        self._asked = decision.server_name
+        if call is not NO_CALL:
+            self._note_decided(call, decision)
+
         return registry.engine_of(decision.server_name)  # type: ignore[no-any-return]
 
-    def decision_for(self, clause: Any) -> Decision:
+    def decision_for(self, clause: Any, call: Call = NO_CALL) -> Decision:
         """Return where a statement would go now, without effect
 
         :param clause: the statement; None: there is none to look at
+        :param call: its execution
         :rtype: Decision
+        :exception: UnknownServerError
         """
         registry = self.anyblok
         topology = registry.topology
+        placement = self.placement()
+        usable = registry.usable_readers()
+        if placement.lost:
+            left = tuple(x for x in usable if x not in placement.lost)
+            # In read-only mode there is nothing to lose by asking.
+            usable = left or (usable if topology.read_only else ())
+
         return decide(
             Situation(
                 classify=partial(registry.statements.need_of, clause),
-                usable=registry.usable_readers(),
+                usable=usable,
                 has_primary=not topology.read_only,
                 has_replicas=bool(topology.replicas),
                 loading=registry.is_loading,
                 unittest=registry.unittest_transaction is not None,
                 flushing=self._flushing,
+                wanted=self._known(call.wanted or _wanted_by(clause)),
+                intent=self.intent,
                 pinned=self._is_pinned(),
-                placement=self.placement(),
+                placement=placement,
                 draw=random(),
             )
         )
@@ -140,34 +219,66 @@ class MixinSession(SessionBase):
 
         if self._flushed_on is not None and not is_unused(self._flushed_on):
             self._flushed_on = None
-            placement = placement.with_primary()
+            placement = placement.with_write()
             self._placed = (root, placement)
 
         return placement
 
-    def execute(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def intent(self) -> Intent | None:
+        """Return what the innermost block of code around wants"""
+        return self._intents[-1][1] if self._intents else None
+
+    @contextmanager
+    def wanting(self, intent: Intent) -> Iterator[None]:
+        """Route what this session does in the block as its caller wants
+
+        :param intent: of the block; a block inside may want something else
+        """
+        token = object()
+        self._intents = (*self._intents, (token, intent))
+        try:
+            yield
+        finally:
+            # Blocks of generators don't always end in their order.
+            self._intents = tuple(x for x in self._intents if x[0] is not token)
+
+    def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement; see SQLAlchemy's ``Session.execute``"""
-        return self._try_elsewhere(super().execute, args, kwargs)
+        return self._run(super().execute, statement, args, kwargs)
 
-    def scalars(self, *args: Any, **kwargs: Any) -> Any:
+    def scalars(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement; see SQLAlchemy's ``Session.scalars``"""
-        return self._try_elsewhere(super().scalars, args, kwargs)
+        return self._run(super().scalars, statement, args, kwargs)
 
-    def scalar(self, *args: Any, **kwargs: Any) -> Any:
+    def scalar(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement; see SQLAlchemy's ``Session.scalar``"""
-        return self._try_elsewhere(super().scalar, args, kwargs)
+        return self._run(super().scalar, statement, args, kwargs)
+
+    def connection(self, *args: Any, **kwargs: Any) -> Connection:
+        """Return a connection; see SQLAlchemy's ``Session.connection``"""
+        connection = super().connection(*args, **kwargs)
+        if self._placed[1].on_primary and not self._flushing:
+            # What the caller does with it is unknown.
+            self._place(Placement.with_write)
+
+        return connection
 
     def forget_replica_reads(self) -> None:
         """Expire what a replica loaded and nobody changed
 
         What follows is then read from the primary. Changes stay.
         """
-        if self.placement().replica is None:
-            return
+        provenance.expire_replica_reads(self)
 
-        for instance in list(self.identity_map.values()):
-            if not self.is_modified(instance):
-                self.expire(instance)
+    def has_work_of_its_own(self) -> bool:
+        """Return True where only this session knows what it has done
+
+        It has used the primary, or has changes to flush.
+        """
+        return self.placement().on_primary or bool(
+            self.new or self.dirty or self.deleted
+        )
 
     def _is_pinned(self) -> bool:
         """Return True where only the primary has what the caller wants
@@ -181,34 +292,175 @@ class MixinSession(SessionBase):
             or self.in_nested_transaction()
         )
 
-    def _try_elsewhere(
+    def _known(self, wanted: str | None) -> str | None:
+        """Return the server that a statement names, if there is one
+
+        Without replicas any name means the one server.
+        """
+        known = self.anyblok.topology
+        if wanted is None or wanted == REPLICA or not known.replicas:
+            return wanted
+
+        names = [PRIMARY, *(server.name for server in known.replicas)]
+        if wanted not in names:
+            raise UnknownServerError(
+                f"{OPTION}={wanted!r}: no such server; write one of "
+                + ", ".join([*names, REPLICA])
+            )
+
+        return wanted
+
+    def _note_given(self, call: Call, bound: Any) -> None:
+        """Note where a statement goes whose caller has given the bind"""
+        if call is not NO_CALL:
+            call.server = self.anyblok.server_name_of(bound.engine)
+            call.from_replica = call.server not in (None, PRIMARY)
+
+    def _note_decided(self, call: Call, decision: Decision) -> None:
+        """Note where a statement goes that is about to be executed"""
+        call.decision = decision
+        call.server = decision.server_name
+        call.from_replica = call.server != PRIMARY
+        if not call.from_replica and not self._flushing:
+            provenance.expire_replica_reads(self)
+
+    def _run(
         self,
         run: Callable[..., Any],
+        statement: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Run a statement, again where no connection to its replica is had
+        """Run a statement, again where its replica couldn't do it"""
+        options = kwargs.get("execution_options") or {}
+        given: Mapping[str, Any] = kwargs.pop("bind_arguments", None) or {}
+        if TRANSLATION in options:
+            # It says which tables are meant.
+            statement = statement.execution_options(
+                **{TRANSLATION: options[TRANSLATION]}
+            )
 
-        Nothing has been sent to a server that refused the connection, so the
-        statement may be decided anew, without that replica.
-        """
-        tried: set[str] = set()
+        load = options.get("_sa_orm_load_options")
+        refreshes = getattr(load, "_refresh_state", None) is not None
+        wanted: str | None = options.get(OPTION)
+        tried: set[str | None] = set()
         while True:
+            call = Call(wanted)
+            arguments = {**given, provenance.CALL: call}
             try:
-                return run(*args, **kwargs)
+                result = run(
+                    statement, *args, bind_arguments=arguments, **kwargs
+                )
             except DBAPIError as error:
-                name = self._asked
-                if name is None or name in tried or not self._refused(name):
+                if call.server in tried or not self._may_run_again(
+                    call, statement, error
+                ):
                     raise
 
-                tried.add(name)
-                self.anyblok.monitor.report_down(name, summary_of(error))
+                tried.add(call.server)
+            else:
+                self._note_done(call, statement)
+                if not (refreshes and self._is_missing(call, result)):
+                    return result
 
-    def _refused(self, name: str) -> bool:
-        """Return True for a replica that this unit of work never reached"""
+                wanted = PRIMARY
+
+    def _is_missing(self, call: Call, result: Any) -> bool:
+        """Return True where a replica has not the row of a known instance
+
+        It is behind another that has loaded the instance, or behind the
+        primary: SQLAlchemy would say that the row has been deleted.
+        """
         return (
-            self.anyblok.is_replica(name) and self.placement().replica != name
+            call.from_replica
+            and call.wanted is None
+            and call.decision is not None
+            and self.intent is not Intent.REPLICAS
+            and not self.anyblok.topology.read_only
+            and result.raw.rowcount == 0
         )
+
+    def _note_done(self, call: Call, statement: Any) -> None:
+        """Note what a statement that has been executed means for the next"""
+        decision = call.decision
+        if decision is None:
+            return
+
+        if call.from_replica:
+            self._served = self.get_transaction()
+        elif not self.placement().wrote and not (
+            decision.reason in READS_ON_PRIMARY
+            and self.anyblok.statements.need_of(statement).is_read
+        ):
+            self._place(Placement.with_write)
+
+    def _place(self, change: Callable[[Placement], Placement]) -> None:
+        """Change where this unit of work is placed"""
+        root = self.get_transaction()
+        if self._placed[0] is root:
+            self._placed = (root, change(self._placed[1]))
+
+    def _may_run_again(
+        self, call: Call, statement: Any, error: DBAPIError
+    ) -> bool:
+        """Return True where a statement that failed may be decided anew
+
+        On a replica nothing can have happened that would be lost or done
+        twice: what is sent there is proven to be a plain read.
+
+        :param call: of the statement
+        :param statement: that failed
+        :param error: of the server, or of the way to it
+        """
+        name = call.server
+        if name is None or call.decision is None or not call.from_replica:
+            return False
+
+        if name not in self._connections_of_replicas():
+            # It refused the connection: nothing has been sent.
+            self.anyblok.monitor.report_down(name, summary_of(error))
+            return call.wanted in (None, REPLICA)
+
+        if not self.anyblok.statements.need_of(statement).is_read:
+            # The caller has vouched for it, or there is no primary.
+            return False
+
+        if is_lost(self._reads_on[name], error):
+            return self._leave_lost(name)
+
+        return self._refused(name, statement, error)
+
+    def _connections_of_replicas(self) -> Mapping[str, Connection]:
+        """Return the replicas' connections of this unit of work"""
+        ours = self._placed[0] is self.get_transaction()
+        return self._reads_on if ours else {}
+
+    def _leave_lost(self, name: str) -> bool:
+        """Leave a replica whose connection is lost, if that loses nothing"""
+        served = self._served is self.get_transaction()
+        if served and self.anyblok.has_snapshots:
+            # What follows would be of another snapshot.
+            return False
+
+        self._place(lambda x: x.with_lost(name, served=served))
+        return True
+
+    def _refused(self, name: str, statement: Any, error: DBAPIError) -> bool:
+        """Send a statement that a standby refuses to the primary, for ever"""
+        state = sqlstate_of(error.orig)
+        if state not in REFUSALS or self.anyblok.topology.read_only:
+            return False
+
+        because = f"{name} has refused it: {state}"
+        self.anyblok.statements.refuse(statement, because)
+        logger.warning(
+            "%s refused what was taken for a read (%s); it goes to the primary "
+            "from now on: %s",
+            name,
+            summary_of(error),
+            shape_of(statement),
+        )
+        return True
 
 
 def _record_placement(
@@ -224,15 +476,94 @@ def _record_placement(
     root = session.get_transaction()
     if session._placed[0] is not root:
         session._placed = (root, NOWHERE)
-        session._flushed_on = None
+        session._flushed_on = session._served = None
+        session._reads_on = {}
 
     before = session.placement()
     if session.anyblok.is_replica(name):
+        session._reads_on = {**session._reads_on, name: connection}
         kept = before.replica in session.anyblok.usable_readers()
         after = before if kept else before.with_replica(name)
     elif session._flushing:
         after, session._flushed_on = before, connection
     else:
         after = before.with_primary()
+        provenance.expire_replica_reads(session)
 
     session._placed = (root, after)
+
+
+def _end_replica_side(session: MixinSession) -> None:
+    """End the replica's side of a unit of work before the primary's commit
+
+    There is one only where replicas have real transactions.
+    """
+    if session.in_nested_transaction() or not session.placement().on_primary:
+        return
+
+    for connection in session._connections_of_replicas().values():
+        end_now(connection)
+
+
+def _check_flush(
+    session: MixinSession, flush_context: Any, instances: Any
+) -> None:
+    """Refuse to write what the caller, or newer data, forbids"""
+    registry = session.anyblok
+    if not registry.topology.replicas or registry.unittest_transaction:
+        return
+
+    if session.intent is Intent.REPLICAS and not registry.is_loading:
+        for changed in _changed(session):
+            raise _replica_write_error(f"the flush of {changed!r}")
+
+    if registry.write_guard and not registry.topology.read_only:
+        write_guard.check_before_flush(session)
+
+
+def _changed(session: MixinSession) -> Iterator[Any]:
+    """Yield the instances that a flush would write"""
+    yield from session.new
+    yield from session.deleted
+    yield from (x for x in session.dirty if session.is_modified(x))
+
+
+def _after_flush(session: MixinSession, flush_context: Any) -> None:
+    """Forget what a replica loaded, once the flush has written"""
+    if session.placement().wrote:
+        provenance.expire_replica_reads(session)
+
+
+def _wanted_by(clause: Any) -> str | None:
+    """Return the server that a statement's own options name"""
+    options: Mapping[str, Any] = getattr(clause, "_execution_options", {})
+    wanted: str | None = options.get(OPTION)
+    return wanted
+
+
+def statement_of(statement: Any) -> Any:
+    """Return what SQLAlchemy executes for a query, or a statement as it is
+
+    :param statement: of SQLAlchemy, a query of AnyBlok's or of SQLAlchemy's
+    """
+    if isinstance(statement, Query):
+        statement = statement.statement
+
+    return getattr(statement, "sql_statement", statement)
+
+
+def _error_of(decision: Decision) -> Exception:
+    """Return the error of a decision without a server"""
+    because = decision.because or "The statement"
+    if decision.reason is Reason.WRITE_ON_REPLICAS:
+        return _replica_write_error(because)
+
+    return read_only_mode(because)
+
+
+def _replica_write_error(what: str) -> ReplicaWriteError:
+    return ReplicaWriteError(
+        f"Not a read, and its caller wants replicas: {what}; nothing was sent. "
+        "Take it out of use_replicas(), or put it under use_primary(); a "
+        "function that only reads is declared by --db-ro-functions"
+    )

@@ -17,7 +17,8 @@ from enum import StrEnum
 from functools import cached_property
 
 from .balancing import at_random
-from .need import Kind, Need
+from .intent import REPLICA, Intent
+from .need import NO_STATEMENT, Kind, Need
 from .transaction import NOWHERE, Placement
 
 PRIMARY = "primary"
@@ -31,9 +32,13 @@ class Reason(StrEnum):
     UNITTEST_TRANSACTION = "unittest_transaction"
     ONE_SERVER = "one_server"
     FLUSHING = "flushing"
+    STATEMENT_SAYS = "statement_says"
+    CALLER_WANTS_PRIMARY = "caller_wants_primary"
+    WRITE_ON_REPLICAS = "write_on_replicas"
     ALREADY_ON_PRIMARY = "already_on_primary"
     PINNED_TO_PRIMARY = "pinned_to_primary"
     NOT_A_READ = "not_a_read"
+    REPLICA_LOST = "replica_lost"
     ALREADY_ON_REPLICA = "already_on_replica"
     USABLE_REPLICA = "usable_replica"
     PRIMARY_TAKES_READS = "primary_takes_reads"
@@ -72,8 +77,10 @@ class Situation:
     :param loading: this thread creates, upgrades or reloads the registry
     :param unittest: the registry runs in a transaction of a test
     :param flushing: the session writes what the application has changed
+    :param wanted: the server that the statement itself names; ``replica``: any
+    :param intent: of the innermost block of code around it
     :param pinned: the unit of work needs a transaction that only the primary
-        has, or its caller wants the primary
+        has
     :param placement: where the unit of work has been placed so far
     :param draw: a random number, 0 <= draw < 1
     """
@@ -85,6 +92,8 @@ class Situation:
     loading: bool = False
     unittest: bool = False
     flushing: bool = False
+    wanted: str | None = None
+    intent: Intent | None = None
     pinned: bool = False
     placement: Placement = field(default=NOWHERE)
     draw: float = 0.0
@@ -93,6 +102,11 @@ class Situation:
     def need(self) -> Need:
         """Return what the statement needs, worked out when first asked"""
         return self.classify()
+
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        """Return the usable servers that only read"""
+        return tuple(name for name in self.usable if name != PRIMARY)
 
 
 Rule = Callable[[Situation], Decision | None]
@@ -130,16 +144,66 @@ def flushing(asked: Situation) -> Decision | None:
     return None
 
 
-def already_on_primary(asked: Situation) -> Decision | None:
-    """The unit of work has been placed on the primary"""
-    if asked.placement.on_primary:
-        return Decision(PRIMARY, Reason.ALREADY_ON_PRIMARY)
+def statement_says(asked: Situation) -> Decision | None:
+    """The statement names its server: ``anyblok_server``"""
+    if asked.wanted is None:
+        return None
+
+    if asked.wanted == PRIMARY:
+        return _primary(asked, Reason.STATEMENT_SAYS, "it names the primary")
+
+    if asked.pinned:
+        # A replica has no savepoint, and prepares no transaction.
+        return None
+
+    if asked.need.kind is Kind.WRITE:
+        # What is only unproven, the caller vouches for.
+        return Decision(None, Reason.WRITE_ON_REPLICAS, asked.need.because)
+
+    if asked.wanted != REPLICA:
+        return Decision(asked.wanted, Reason.STATEMENT_SAYS)
+
+    return _drawn(asked, asked.replicas, Reason.STATEMENT_SAYS)
+
+
+def caller_wants_primary(asked: Situation) -> Decision | None:
+    """The caller's block of code is under ``use_primary()``"""
+    if asked.intent is Intent.PRIMARY:
+        because = "the caller wants the primary"
+        return _primary(asked, Reason.CALLER_WANTS_PRIMARY, because)
 
     return None
 
 
+def write_on_replicas(asked: Situation) -> Decision | None:
+    """No proven read, and the caller's block is under ``use_replicas()``
+
+    A bare connection there is a replica's, which refuses by itself to write.
+    """
+    if asked.intent is not Intent.REPLICAS or asked.need == NO_STATEMENT:
+        return None
+
+    if asked.need.is_read:
+        return None
+
+    return Decision(None, Reason.WRITE_ON_REPLICAS, asked.need.because)
+
+
+def already_on_primary(asked: Situation) -> Decision | None:
+    """The unit of work has been placed on the primary"""
+    placement = asked.placement
+    if not placement.on_primary:
+        return None
+
+    if asked.intent is Intent.REPLICAS and not placement.wrote:
+        # It has only read there: nothing of its own could be missed.
+        return None
+
+    return Decision(PRIMARY, Reason.ALREADY_ON_PRIMARY)
+
+
 def pinned_to_primary(asked: Situation) -> Decision | None:
-    """The caller, or a savepoint, keeps the unit of work on the primary"""
+    """A savepoint, or a two-phase commit, needs the primary's transaction"""
     if asked.pinned and asked.has_primary:
         return Decision(PRIMARY, Reason.PINNED_TO_PRIMARY)
 
@@ -149,7 +213,7 @@ def pinned_to_primary(asked: Situation) -> Decision | None:
 def not_a_read(asked: Situation) -> Decision | None:
     """The statement is not proven to be a plain read"""
     need = asked.need
-    if need.is_read:
+    if need.is_read or asked.intent is Intent.REPLICAS:
         return None
 
     if not asked.has_primary and need.kind is Kind.UNPROVEN:
@@ -158,6 +222,18 @@ def not_a_read(asked: Situation) -> Decision | None:
         return None
 
     return _primary(asked, Reason.NOT_A_READ, need.because)
+
+
+def replica_lost(asked: Situation) -> Decision | None:
+    """The replica that the unit of work has read from is lost
+
+    Another one may be further behind: time would run backwards.
+    """
+    replica = asked.placement.replica
+    if replica is None or replica in asked.usable or not asked.has_primary:
+        return None
+
+    return Decision(PRIMARY, Reason.REPLICA_LOST)
 
 
 def already_on_replica(asked: Situation) -> Decision | None:
@@ -171,14 +247,12 @@ def already_on_replica(asked: Situation) -> Decision | None:
 
 def usable_replica(asked: Situation) -> Decision | None:
     """A usable server takes reads; the unit of work stays on it"""
-    if not asked.usable:
-        return None
+    if asked.intent is Intent.REPLICAS:
+        usable: Sequence[str] = asked.replicas
+    else:
+        usable = asked.usable
 
-    name = at_random(asked.usable, asked.draw)
-    if name == PRIMARY:
-        return Decision(name, Reason.PRIMARY_TAKES_READS)
-
-    return Decision(name, Reason.USABLE_REPLICA)
+    return _drawn(asked, usable, Reason.USABLE_REPLICA) if usable else None
 
 
 def no_usable_replica(asked: Situation) -> Decision | None:
@@ -191,9 +265,13 @@ RULES: tuple[Rule, ...] = (
     unittest_transaction,
     one_server,
     flushing,
+    statement_says,
+    caller_wants_primary,
+    write_on_replicas,
     already_on_primary,
     pinned_to_primary,
     not_a_read,
+    replica_lost,
     already_on_replica,
     usable_replica,
     no_usable_replica,
@@ -212,6 +290,21 @@ def decide(asked: Situation) -> Decision:
             return decision
 
     raise AssertionError("the last rule always answers")
+
+
+def _drawn(asked: Situation, names: Sequence[str], reason: Reason) -> Decision:
+    """Return one of the servers: the unit of work's own where it is there"""
+    if not names:
+        return _primary(asked, Reason.NO_USABLE_REPLICA, None)
+
+    if asked.placement.replica in names:
+        return Decision(asked.placement.replica, reason)
+
+    name = at_random(names, asked.draw)
+    if name == PRIMARY:
+        return Decision(name, Reason.PRIMARY_TAKES_READS)
+
+    return Decision(name, reason)
 
 
 def _primary(asked: Situation, reason: Reason, because: str | None) -> Decision:

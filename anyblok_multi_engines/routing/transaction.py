@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -16,21 +16,38 @@ class Placement:
 
     :param replica: the one replica that it reads from; None: none yet
     :param on_primary: True from its first statement on the primary to its end
+    :param wrote: True where one of these was no proven read
+    :param lost: replicas whose connection this unit of work has lost
     """
 
     replica: str | None = None
     on_primary: bool = False
+    wrote: bool = False
+    lost: frozenset[str] = frozenset()
 
     def with_primary(self) -> Placement:
         """Return the placement after a statement on the primary"""
-        return Placement(self.replica, on_primary=True)
+        return replace(self, on_primary=True)
+
+    def with_write(self) -> Placement:
+        """Return the placement after a statement that may have written"""
+        return replace(self, on_primary=True, wrote=True)
 
     def with_replica(self, name: str) -> Placement:
         """Return the placement after a read from a replica
 
         :param name: of the replica
         """
-        return Placement(name, self.on_primary)
+        return replace(self, replica=name)
+
+    def with_lost(self, name: str, served: bool) -> Placement:
+        """Return the placement after a replica's connection is lost
+
+        :param name: of the replica
+        :param served: True where it has given rows to this unit of work
+        """
+        kept = self.replica if served else None
+        return replace(self, replica=kept, lost=self.lost | {name})
 
 
 NOWHERE = Placement()

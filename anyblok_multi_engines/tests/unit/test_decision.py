@@ -15,10 +15,13 @@ from anyblok_multi_engines.routing.decision import (
     Situation,
     decide,
 )
+from anyblok_multi_engines.routing.intent import Intent
 from anyblok_multi_engines.routing.need import NO_STATEMENT, READ, Kind, Need
 from anyblok_multi_engines.routing.transaction import NOWHERE, ON_PRIMARY
 
 WRITE = Need(Kind.WRITE, "UPDATE")
+UNPROVEN = Need(Kind.UNPROVEN, "function f() is not known")
+WROTE = ON_PRIMARY.with_write()
 ON_REPLICA1 = NOWHERE.with_replica("replica1")
 BOTH = ("replica1", "replica2")
 
@@ -41,7 +44,27 @@ CASES = {
         "primary",
         {"flushing": True, "placement": ON_REPLICA1},
     ),
-    Reason.ALREADY_ON_PRIMARY: ("primary", {"placement": ON_PRIMARY}),
+    Reason.STATEMENT_SAYS: (
+        "replica2",
+        {
+            "wanted": "replica2",
+            "intent": Intent.PRIMARY,
+            "placement": ON_REPLICA1.with_write(),
+            "need": UNPROVEN,
+        },
+    ),
+    Reason.CALLER_WANTS_PRIMARY: (
+        "primary",
+        {"intent": Intent.PRIMARY, "placement": ON_REPLICA1},
+    ),
+    Reason.WRITE_ON_REPLICAS: (
+        None,
+        {"intent": Intent.REPLICAS, "placement": WROTE, "need": UNPROVEN},
+    ),
+    Reason.ALREADY_ON_PRIMARY: (
+        "primary",
+        {"placement": WROTE, "intent": Intent.REPLICAS},
+    ),
     Reason.PINNED_TO_PRIMARY: (
         "primary",
         {"pinned": True, "placement": ON_REPLICA1},
@@ -51,6 +74,10 @@ CASES = {
         {"has_replicas": False, "usable": ("primary",)},
     ),
     Reason.NOT_A_READ: ("primary", {"need": WRITE, "placement": ON_REPLICA1}),
+    Reason.REPLICA_LOST: (
+        "primary",
+        {"placement": ON_REPLICA1, "usable": ("replica2",)},
+    ),
     Reason.ALREADY_ON_REPLICA: (
         "replica1",
         {"placement": ON_REPLICA1, "draw": 0.99},
@@ -89,6 +116,8 @@ def test_a_statement_is_classified_only_when_a_rule_asks():
         {"flushing": True},
         {"placement": ON_PRIMARY},
         {"has_replicas": False},
+        {"intent": Intent.PRIMARY},
+        {"wanted": "primary"},
     ):
         decide(Situation(classify=classify, **facts))
 
@@ -99,8 +128,78 @@ def test_no_statement_goes_to_the_primary():
     )
 
 
-def test_replica_that_is_lost_is_left():
-    decision = decided(usable=("replica2",), placement=ON_REPLICA1)
+class TestWanted:
+    """What a statement says for itself"""
+
+    def test_replica_is_the_unit_of_work_s_own(self):
+        decision = decided(wanted="replica", placement=ON_REPLICA1, draw=0.99)
+        assert decision.server_name == "replica1"
+
+    def test_replica_is_never_the_primary(self):
+        for draw in (0.0, 0.4, 0.99):
+            decision = decided(
+                wanted="replica", usable=("primary", "replica1"), draw=draw
+            )
+            assert decision.server_name == "replica1"
+
+    def test_replica_that_is_not_there_is_the_primary(self):
+        decision = decided(wanted="replica", usable=("primary",))
+        assert decision.server_name == "primary"
+        assert decision.reason is Reason.NO_USABLE_REPLICA
+
+    def test_write_has_no_server(self):
+        for wanted in ("replica", "replica1"):
+            decision = decided(WRITE, wanted=wanted)
+            assert decision.server_name is None
+            assert decision.reason is Reason.WRITE_ON_REPLICAS
+
+    def test_savepoint_comes_first(self):
+        decision = decided(wanted="replica1", pinned=True)
+        assert decision.reason is Reason.PINNED_TO_PRIMARY
+
+    def test_primary_is_an_error_where_there_is_none(self):
+        decision = decided(wanted="primary", has_primary=False)
+        assert decision.reason is Reason.READ_ONLY_MODE
+        assert decision.because
+
+
+class TestIntent:
+    """What the block of code around wants"""
+
+    def test_replicas_take_back_a_unit_of_work_that_only_read(self):
+        decision = decided(intent=Intent.REPLICAS, placement=ON_PRIMARY)
+        assert decision.server_name in BOTH
+
+    def test_replicas_have_bare_connections(self):
+        decision = decided(NO_STATEMENT, intent=Intent.REPLICAS)
+        assert decision.server_name in BOTH
+
+    def test_replicas_have_no_savepoint(self):
+        decision = decided(intent=Intent.REPLICAS, pinned=True)
+        assert decision.reason is Reason.PINNED_TO_PRIMARY
+
+    def test_replicas_are_not_the_primary_that_takes_reads(self):
+        decision = decided(
+            intent=Intent.REPLICAS, usable=("primary", "replica1"), draw=0.0
+        )
+        assert decision.server_name == "replica1"
+
+    def test_primary_is_an_error_where_there_is_none(self):
+        decision = decided(intent=Intent.PRIMARY, has_primary=False)
+        assert decision.reason is Reason.READ_ONLY_MODE
+
+
+def test_replica_that_was_lost_before_it_served_is_left():
+    lost = ON_REPLICA1.with_lost("replica1", served=False)
+    decision = decided(usable=("replica2",), placement=lost)
+    assert decision.server_name == "replica2"
+
+
+def test_replica_that_was_lost_after_it_served_leaves_the_primary():
+    lost = ON_REPLICA1.with_lost("replica1", served=True)
+    decision = decided(usable=("replica2",), placement=lost)
+    assert decision.reason is Reason.REPLICA_LOST
+    decision = decided(usable=("replica2",), placement=lost, has_primary=False)
     assert decision.server_name == "replica2"
 
 

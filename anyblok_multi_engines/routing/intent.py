@@ -1,0 +1,23 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""What the caller asked for: of a block of code, or of one statement."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+#: The execution option by which a statement says where it wants to go
+OPTION = "anyblok_server"
+
+#: The value of that option that means any usable replica
+REPLICA = "replica"
+
+
+class Intent(StrEnum):
+    """What the caller of a block of code wants"""
+
+    PRIMARY = "use_primary()"
+    REPLICAS = "use_replicas()"
