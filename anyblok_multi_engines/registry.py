@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy_utils.functions import database_exists
 
-from . import catalogue, config, engines, provenance
+from . import catalogue, config, engines, provenance, write_guard
 from .errors import (
     MultiEnginesException,
     NoPrimaryError,
@@ -424,6 +424,12 @@ class MultiEngines(RegistryBase):
             self._ask_the_primary()
         else:
             super().assemble_entries()
+
+    def listen_sqlalchemy_known_event(self) -> None:
+        """Listen to flushes, after the models' own listeners"""
+        super().listen_sqlalchemy_known_event()
+        if self.topology.replicas and self.write_guard:
+            write_guard.listen(self.declarativebase)
 
     def _ask_the_primary(self) -> None:
         """Wrap the methods of the host that an old row would mislead"""

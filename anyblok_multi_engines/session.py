@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Query, Session, SessionTransaction
+from sqlalchemy.orm.attributes import instance_state
 
 from . import provenance, write_guard
 from .engines import end_now, is_lost, is_unused, read_only_mode, sqlstate_of
@@ -264,6 +265,17 @@ class MixinSession(SessionBase):
 
         return connection
 
+    def _merge(self, state: Any, state_dict: Any, **kwargs: Any) -> Any:
+        """Merge an instance; what a replica said of it comes with it
+
+        SQLAlchemy has no event around it.
+        """
+        merged = super()._merge(state, state_dict, **kwargs)
+        provenance.note_merge(
+            self, state, instance_state(merged), kwargs["load"]
+        )
+        return merged
+
     def forget_replica_reads(self) -> None:
         """Expire what a replica loaded and nobody changed
 
@@ -359,7 +371,7 @@ class MixinSession(SessionBase):
 
                 tried.add(call.server)
             else:
-                self._note_done(call, statement)
+                self._note_done(call, statement, options)
                 if not (refreshes and self._is_missing(call, result)):
                     return result
 
@@ -380,8 +392,13 @@ class MixinSession(SessionBase):
             and result.raw.rowcount == 0
         )
 
-    def _note_done(self, call: Call, statement: Any) -> None:
+    def _note_done(
+        self, call: Call, statement: Any, options: Mapping[str, Any]
+    ) -> None:
         """Note what a statement that has been executed means for the next"""
+        if call.from_replica and call.server is not None:
+            provenance.note_lazy_load(self, call.server, options)
+
         decision = call.decision
         if decision is None:
             return
@@ -514,18 +531,12 @@ def _check_flush(
         return
 
     if session.intent is Intent.REPLICAS and not registry.is_loading:
-        for changed in _changed(session):
-            raise _replica_write_error(f"the flush of {changed!r}")
+        changed = write_guard.changed_instance(session)
+        if changed is not None:
+            raise _replica_write_error(f"the flush of {changed}")
 
     if registry.write_guard and not registry.topology.read_only:
         write_guard.check_before_flush(session)
-
-
-def _changed(session: MixinSession) -> Iterator[Any]:
-    """Yield the instances that a flush would write"""
-    yield from session.new
-    yield from session.deleted
-    yield from (x for x in session.dirty if session.is_modified(x))
 
 
 def _after_flush(session: MixinSession, flush_context: Any) -> None:

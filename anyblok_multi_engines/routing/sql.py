@@ -80,21 +80,31 @@ RESERVED = frozenset(
     """.split()
 )
 
-# What may be grammar in a SELECT, or a name.
-GRAMMAR = RESERVED | frozenset(
+# What may be grammar in a SELECT, or a name; with a parenthesis...
+GRAMMAR_OF_PARENTHESES = frozenset(
     """
-    at authorization between bigint binary bit boolean breadth by char
-    character coalesce collation cross cube current cycle day dec decimal depth
-    double escape exclude exists extract filter first float following full
-    greatest grouping groups hour ilike inner int integer interval is isnull
-    join json json_array json_object last least left like local materialized
-    minute month national natural nchar next no none normalize normalized
-    notnull nullif nulls numeric ordinality others outer over overlaps overlay
-    partition position preceding precision range real recursive repeatable
-    right rollup row rows search second set sets similar smallint substring
-    tablesample ties time timestamp trim unbounded values varchar varying
-    within without xmlelement xmlforest year zone
+    between bit by char character coalesce cube dec decimal escape exists
+    extract filter first float greatest grouping groups ilike interval join
+    json_array json_object least like materialized nchar next normalize nullif
+    numeric over overlaps overlay position range repeatable rollup row rows
+    second sets substring time timestamp trim values varchar varying xmlelement
+    xmlforest zone
     """.split()
+)
+# ... and without: a function, if a parenthesis follows.
+GRAMMAR = (
+    RESERVED
+    | GRAMMAR_OF_PARENTHESES
+    | frozenset(
+        """
+        at authorization bigint boolean breadth collation cross current cycle
+        day depth double exclude following full hour inner int integer is
+        isnull json last left local minute month national natural no normalized
+        notnull nulls ordinality others outer partition preceding precision
+        real recursive right search set similar smallint tablesample ties
+        unbounded within without year
+        """.split()
+    )
 )
 
 # How PostgreSQL's catalogue calls the types that have a grammar.
@@ -442,10 +452,13 @@ def _objections_of_tree(tree: exp.Expr, catalogue: Catalogue) -> Iterator[Need]:
             if isinstance(node.this, exp.Identifier):
                 if node.db or node.name not in ctes:
                     yield catalogue.need_of_relation(node.name, node.db or None)
-            elif node.args.get("rows_from") is None and not isinstance(
-                node.this, exp.Func
-            ):
+            elif not isinstance(node.this, exp.Func | None):
                 yield _unproven(f"a relation is a {type(node.this).__name__}")
+        elif isinstance(node, exp.DataType):
+            # In the list of columns of a function's result.
+            named = node.args.get("kind")
+            if isinstance(named, exp.Expr):
+                yield catalogue.need_of_cast(named.name.removesuffix("()"))
 
 
 class Names:
@@ -496,7 +509,7 @@ class Names:
         """
         for schema, name in self._calls:
             need = catalogue.need_of_function(name, schema)
-            if schema or not need.unknown or f"{name}()" in called:
+            if schema or not need.unknown or called & {name, f"{name}()"}:
                 yield need
 
         for name in self._types:
@@ -569,12 +582,7 @@ class Names:
         word = self._tokens[index].text
         before = self._tokens[index - 1] if index else END
         after = self._at(index + 1)
-        if (
-            word not in GRAMMAR
-            or before.text == "."
-            or after.text == "."
-            or _is_label(word, before, after)
-        ):
+        if _is_name(word, before, after):
             return self._read_name(index)
 
         for symbol in OPERATORS.get(word, ()):
@@ -582,6 +590,7 @@ class Names:
 
         if word not in RESERVED:
             self._names[None, word] = None
+            self._types.update(dict.fromkeys(TYPES.get(word, ())))
             if after.text == "(":
                 self._calls[None, word] = None
 
@@ -681,12 +690,16 @@ class Names:
             index += 1
 
 
-def _is_label(word: str, before: Token, after: Token) -> bool:
-    """Return True for what AS gives as a name, whichever word it is"""
-    if before != ("word", "as") or word == "materialized":
-        return False
+def _is_name(word: str, before: Token, after: Token) -> bool:
+    """Return True for a word that is no grammar between its neighbours"""
+    if word not in GRAMMAR or "." in (before.text, after.text):
+        return True
 
-    return not (word == "not" and after == ("word", "materialized"))
+    if before == ("word", "as"):
+        # A label, whichever word it is; but AS [NOT] MATERIALIZED.
+        return "materialized" not in (word, after.text)
+
+    return after.text == "(" and word not in RESERVED | GRAMMAR_OF_PARENTHESES
 
 
 def _quoted(name: str) -> str:

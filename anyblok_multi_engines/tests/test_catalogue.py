@@ -105,7 +105,7 @@ BUMPED_INT = "create domain bumped as int check (bump() > 0)"
 STEP = function("step(bigint, bigint)", "bump()")
 PLUS = (
     function("plus(pair, pair)", "bump()"),
-    "create operator +++ (function = plus, leftarg = pair, rightarg = pair)",
+    "create operator @@@ (function = plus, leftarg = pair, rightarg = pair)",
 )
 PAIR_LESS = (
     function(
@@ -163,7 +163,7 @@ HIDDEN_CALLS = {
         (
             *PLUS,
             function(
-                "f(x bigint = row(1, 2)::pair +++ row(1, 2)::pair)",
+                "f(x bigint = row(1, 2)::pair @@@ row(1, 2)::pair)",
                 "x",
                 "stable",
             ),
@@ -192,8 +192,9 @@ HIDDEN_CALLS = {
     "moving state function of an aggregate": (
         (
             STEP,
+            function("back(bigint, bigint)", "$1 - $2", "immutable"),
             "create aggregate total(bigint) (sfunc = int8pl, "
-            "stype = bigint, initcond = '0', msfunc = step, minvfunc = int8mi, "
+            "stype = bigint, initcond = '0', msfunc = step, minvfunc = back, "
             "mstype = bigint, minitcond = '0')",
         ),
         of_function("total"),
@@ -222,7 +223,7 @@ HIDDEN_CALLS = {
         "select * from v3",
     ),
     "view of an operator": (
-        (*PLUS, "create view v as select row(1, 2)::pair +++ row(3, 4)::pair"),
+        (*PLUS, "create view v as select row(1, 2)::pair @@@ row(3, 4)::pair"),
         of_relation("v"),
         "select * from v",
     ),
@@ -278,8 +279,8 @@ HIDDEN_CALLS = {
     "view with a cast by input and output to a domain": (
         (
             BUMPED_INT,
-            "create view v as select x::bumped "
-            "from (values ('{1}'::jsonb)) y(z), lateral (select '1'::text) w(x)",
+            "insert into book values (3, '3')",
+            "create view v as select title::bumped from book where id = 3",
         ),
         of_relation("v"),
         "select * from v",
@@ -305,8 +306,8 @@ HIDDEN_CALLS = {
     ),
     "operator": (
         PLUS,
-        of_operator("+++"),
-        "select row(1, 2)::pair +++ row(3, 4)::pair",
+        of_operator("@@@"),
+        "select row(1, 2)::pair @@@ row(3, 4)::pair",
     ),
     "one operator of many with its symbol": (
         (
@@ -359,7 +360,7 @@ HIDDEN_CALLS = {
     "domain with an operator in its check": (
         (
             *PLUS,
-            "create domain d as pair check ((value +++ value) is not null)",
+            "create domain d as pair check ((value @@@ value) is not null)",
         ),
         of_cast("d"),
         "select row(1, 2)::pair::d",
@@ -399,11 +400,12 @@ HIDDEN_CALLS = {
     ),
     "cast to json of to_json": (
         (
-            function("as_json(pair)", "to_json(bump())", returns="json"),
-            "create cast (pair as json) with function as_json(pair)",
+            "create type mood as enum ('fine')",
+            function("as_json(mood)", "to_json(bump())", returns="json"),
+            "create cast (mood as json) with function as_json(mood)",
         ),
         of_any,
-        "select to_json(row(1, 2)::pair)",
+        "select json_agg('fine'::mood)",
     ),
     "operator class": (
         (
@@ -513,11 +515,7 @@ def test_hidden_call_is_no_read(database, case):
     assert database.has_bumped(statement)
     need = asked(database.read())
     assert not need.is_read
-    assert (
-        "bump" in need.because
-        or "nextval" in need.because
-        or (case == "input that is told its type")
-    )
+    assert need.because
     assert not need.unknown
 
 
@@ -627,7 +625,7 @@ UNKNOWN = {
     "relation out of the search path": of_relation("shelf"),
     "temporary table": of_relation("draft"),
     "temporary table in its schema": of_relation("draft", "pg_temp"),
-    "operator": of_operator("+++"),
+    "operator": of_operator("@@@"),
     "type": of_cast("boook"),
 }
 
@@ -674,9 +672,7 @@ def test_reason_says_how_it_is_called(database):
 
 
 def test_what_is_known_to_write_is_said_first(database):
-    database.run(
-        *BUMP, "create view v as select bump(), pg_advisory_lock(1), bump()"
-    )
+    database.run(*BUMP, "create view v as select bump(), pg_advisory_lock(1)")
     assert database.read().need_of_relation("v").kind is Kind.WRITE
 
 
@@ -698,26 +694,23 @@ def test_procedure_is_no_read(database):
 def test_policy_is_called_by_a_select(database):
     database.run(
         *BUMP,
-        "create policy p on book for select using "
-        "(exists (select from bumped_ids x where x.id = book.id))".replace(
-            "bumped_ids", "v"
-        )
-        if False
-        else "create view v as select bump() as id",
+        "create view v as select bump() as id",
         "create policy p on book using (exists (select from v))",
         "alter table book enable row level security",
-        "create role reader",
-        "grant select on all tables in schema public to reader",
-        "grant all on all sequences in schema public to reader",
+        "alter table book force row level security",
         "create view shelf as select * from book",
+        "create role owner",
+        "grant create on schema public to owner",
+        "alter sequence bumps owner to owner",
+        "alter table book owner to owner",
+        "alter view v owner to owner",
+        "set local role owner",
     )
+    assert database.has_bumped("select * from book")
     catalogue = database.read()
-    assert catalogue.need_of_relation("book").because == (
-        "table book: view v: function bump() is volatile"
-    )
+    need = catalogue.need_of_relation("book")
+    assert need.because == "table book: view v: function bump() is volatile"
     assert not catalogue.need_of_relation("shelf").is_read
-    database.run("alter sequence bumps restart", "set local role reader")
-    assert database.has_bumped is not None
 
 
 FOREIGN = (

@@ -16,15 +16,18 @@ from types import FunctionType
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Sequence, create_engine
+from psycopg2.errors import ReadOnlySqlTransaction
+from sqlalchemy import Connection, Sequence, create_engine, text
 from sqlalchemy.exc import StatementError
 
 from anyblok_multi_engines.engines import sqlstate_of
+from anyblok_multi_engines.routing.catalogue import Catalogue
 from anyblok_multi_engines.tests.corpus import (
     UNSEEN,
     Case,
     corpus,
     schema,
+    texts,
 )
 
 # What a connection would leave to the next user of it, or is holding.
@@ -76,7 +79,7 @@ class Run:
 def registry(shared_servers, module_registry):
     schema.create(shared_servers.cluster, shared_servers.database)
     # As an upgrade that has changed the database does.
-    module_registry.statements.catalogue = None
+    module_registry.statements.catalogue = Catalogue()
     return module_registry
 
 
@@ -250,3 +253,17 @@ def test_most_true_reads_are_recognised(cases, called_reads):
     share = 1 - len(missed) / len(harmless)
     print(f"{share:.1%} of {len(harmless)} reads; missed: {names(missed)}")
     assert share >= 0.9, names(missed)
+
+
+def test_nothing_is_a_read_where_an_order_may_write(servers, make_registry):
+    """What calls the function is no word of the statement"""
+    registry = make_registry.replicated(servers)
+    primary, replica = servers.cluster.primary, servers.first
+    primary.execute(schema.TICKETS, schema.RANKS, database=servers.database)
+    servers.cluster.wait_for_replay()
+    registry.statements.catalogue = Catalogue()
+    for sql in texts.ORDERED:
+        with pytest.raises(ReadOnlySqlTransaction):
+            replica.query(sql, database=servers.database)
+
+        assert not registry.statements.need_of(text(sql)).is_read

@@ -20,7 +20,6 @@ from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.orm import defer, joinedload, load_only, selectinload
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
-from anyblok_multi_engines import write_guard
 from anyblok_multi_engines.errors import StaleReadError
 from anyblok_multi_engines.provenance import read_of
 from anyblok_multi_engines.routing.intent import Intent
@@ -77,7 +76,6 @@ def module_registry(shared_servers):
         registry.upgrade(install=["test-me-blok5"])
         registry.commit()
 
-    write_guard.listen(registry.declarativebase)
     yield registry
     registries.close()
 

@@ -146,9 +146,6 @@ numbered_book = Table(
 )
 numbered_thrice = Table("numbered_thrice", metadata, Column("name", String))
 locked_book = Table("locked_book", metadata, Column("title", String))
-ranked = Table(
-    "ranked", metadata, Column("id", Integer), Column("rank", String)
-)
 sequence = Sequence("ticket_seq")
 
 
@@ -805,8 +802,6 @@ def traps(book: Any, shelf: Any) -> dict[str, dict[str, Any]]:
             "type around values": select(b.id).where(
                 b.copies == literal(1, NumberedValue)
             ),
-            "order of a type": select(ranked.c.id).order_by(ranked.c.rank),
-            "order of a type, distinct": select(ranked.c.rank).distinct(),
         },
         "view": {
             "nextval": select(numbered_book),

@@ -11,8 +11,9 @@ that a standby refuses it: nothing has to be believed.
 
 from anyblok_multi_engines.testing import Cluster
 
+TICKETS = "CREATE SEQUENCE ticket_seq"
+
 TABLES = """
-    CREATE SEQUENCE ticket_seq;
     CREATE SCHEMA stock;
     CREATE SEQUENCE stock.move_seq;
 
@@ -192,26 +193,6 @@ FUNCTIONS = """
     CREATE FUNCTION fruits(basket) RETURNS integer LANGUAGE sql IMMUTABLE AS
         $$ SELECT $1.apples + $1.pears $$;
     CREATE CAST (basket AS integer) WITH FUNCTION fruits(basket);
-
-    -- The order of a type of one's own calls one's own function.
-    CREATE TYPE rank AS (n integer);
-    CREATE FUNCTION compare_and_bump(rank, rank) RETURNS integer
-        LANGUAGE sql VOLATILE AS $$ SELECT
-            sign($1.n - $2.n)::integer + 0 * nextval('ticket_seq')::integer $$;
-    CREATE FUNCTION before(rank, rank) RETURNS boolean
-        LANGUAGE sql IMMUTABLE AS $$ SELECT $1.n < $2.n $$;
-    CREATE FUNCTION same(rank, rank) RETURNS boolean
-        LANGUAGE sql IMMUTABLE AS $$ SELECT $1.n = $2.n $$;
-    CREATE FUNCTION after(rank, rank) RETURNS boolean
-        LANGUAGE sql IMMUTABLE AS $$ SELECT $1.n > $2.n $$;
-    CREATE OPERATOR #<# (FUNCTION = before, LEFTARG = rank, RIGHTARG = rank);
-    CREATE OPERATOR #=# (FUNCTION = same, LEFTARG = rank, RIGHTARG = rank);
-    CREATE OPERATOR #># (FUNCTION = after, LEFTARG = rank, RIGHTARG = rank);
-    CREATE OPERATOR CLASS rank_order DEFAULT FOR TYPE rank USING btree AS
-        OPERATOR 1 #<#, OPERATOR 3 #=#, OPERATOR 5 #>#,
-        FUNCTION 1 compare_and_bump(rank, rank);
-    CREATE TABLE ranked (id integer, rank rank);
-    INSERT INTO ranked VALUES (1, ROW(3)), (2, ROW(1)), (3, ROW(2));
 """
 
 VIEWS = """
@@ -257,6 +238,28 @@ VIEWS = """
     CREATE POLICY by_ticket ON secret USING (bump() > 0);
 """
 
+# Once there is such an operator class, nothing is known to be a read.
+RANKS = """
+    CREATE TYPE rank AS (n integer);
+    CREATE FUNCTION compare_and_bump(rank, rank) RETURNS integer
+        LANGUAGE sql VOLATILE AS $$ SELECT
+            sign($1.n - $2.n)::integer + 0 * nextval('ticket_seq')::integer $$;
+    CREATE FUNCTION before(rank, rank) RETURNS boolean
+        LANGUAGE sql IMMUTABLE AS $$ SELECT $1.n < $2.n $$;
+    CREATE FUNCTION same(rank, rank) RETURNS boolean
+        LANGUAGE sql IMMUTABLE AS $$ SELECT $1.n = $2.n $$;
+    CREATE FUNCTION after(rank, rank) RETURNS boolean
+        LANGUAGE sql IMMUTABLE AS $$ SELECT $1.n > $2.n $$;
+    CREATE OPERATOR #<# (FUNCTION = before, LEFTARG = rank, RIGHTARG = rank);
+    CREATE OPERATOR #=# (FUNCTION = same, LEFTARG = rank, RIGHTARG = rank);
+    CREATE OPERATOR #># (FUNCTION = after, LEFTARG = rank, RIGHTARG = rank);
+    CREATE OPERATOR CLASS rank_order DEFAULT FOR TYPE rank USING btree AS
+        OPERATOR 1 #<#, OPERATOR 3 #=#, OPERATOR 5 #>#,
+        FUNCTION 1 compare_and_bump(rank, rank);
+    CREATE TABLE ranked (id integer, rank rank);
+    INSERT INTO ranked VALUES (1, ROW(3)), (2, ROW(1)), (3, ROW(2));
+"""
+
 BOOKS = """
     INSERT INTO shelf (name) VALUES ('s1'), ('s2');
     INSERT INTO book (title, copies, facts, shelf_id)
@@ -274,5 +277,7 @@ def create(cluster: Cluster, database: str) -> None:
     :param cluster: whose replicas have it when this returns
     :param database: with the tables of test4's models
     """
-    cluster.primary.execute(BOOKS, TABLES, FUNCTIONS, VIEWS, database=database)
+    cluster.primary.execute(
+        TICKETS, BOOKS, TABLES, FUNCTIONS, VIEWS, database=database
+    )
     cluster.wait_for_replay()
