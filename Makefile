@@ -14,7 +14,8 @@ WORKERS ?= 2
 SERVERS := $(TESTS) --ignore=$(TESTS)/unit -n $(WORKERS)
 
 .PHONY: help demo test test-unit test-servers test-psycopg \
-	test-sqlalchemy21 test-anyblok lint types doc format clean
+	test-sqlalchemy21 test-anyblok bench-write-guard lint types doc format \
+	clean
 
 help:
 	@echo "make demo               see it at work on a real cluster"
@@ -24,6 +25,7 @@ help:
 	@echo "make test-psycopg       the same with psycopg 3"
 	@echo "make test-sqlalchemy21  the same with SQLAlchemy 2.1"
 	@echo "make test-anyblok       AnyBlok's own suite, without and with us"
+	@echo "make bench-write-guard  what --db-ro-write-guard costs"
 	@echo "make lint types doc     ruff, mypy --strict, Sphinx"
 
 $(VENV)/made:
@@ -69,6 +71,9 @@ test-sqlalchemy21: $(VENV21)/test
 
 test-anyblok: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.anyblok_suite
+
+bench-write-guard: $(VENV)/test
+	$(BIN)/python benchmarks/write_guard.py
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

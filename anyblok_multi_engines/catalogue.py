@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 
 from .routing.catalogue import Catalogue, any_of
-from .routing.functions import declared_kind, need_of_function
+from .routing.functions import INPUTS, declared_kind, need_of_function
 from .routing.need import READ, Kind, Need
 
 Key = TypeVar("Key", bound=Hashable)
@@ -34,6 +34,8 @@ Node = tuple[str, str]
 # FirstNormalObjectId of PostgreSQL's access/transam.h: what has a lower OID
 # was made by initdb. A test asks what is taken for granted of it.
 USERS = 16384
+
+_INPUTS = ", ".join(f"'{name}'" for name in sorted(INPUTS))
 
 # A temporary table is its session's.
 SEARCH_PATH = """
@@ -70,6 +72,7 @@ and c.relpersistence <> 't'
 """
 
 # pg_depend: a user's array, range, multirange, domain, and what it is of.
+# INPUTS may make a value of any type that has checks.
 USES = f"""
 select json_build_array(a, b, c, d) from (
     select 'f', a.aggfnoid::oid, 'f', part::oid
@@ -91,6 +94,10 @@ select json_build_array(a, b, c, d) from (
     select 't', t.oid, 't', a.atttypid
     from pg_type t join pg_attribute a on a.attrelid = t.typrelid
     where a.atttypid >= {USERS} and a.attnum > 0
+    union all
+    select 'f', p.oid, 't', c.contypid
+    from pg_constraint c, pg_proc p
+    where c.contypid >= {USERS} and p.proname in ({_INPUTS})
 ) x(a, b, c, d)
 """
 
@@ -117,13 +124,9 @@ keys (letter, key, lowest) as (values
     ('r', ' :relid ', 0),
     ('f', ' :aggfnoid ', {USERS}),
     ('f', ' :winfnoid ', {USERS}),
-    ('f', ' :tsmhandler ', {USERS}),
     ('o', ' :opno ', {USERS}),
-    ('o', ' :opnos ', {USERS}),
     ('t', ' :coltypes ', {USERS}),
-    ('t', ' :consttype ', {USERS}),
     ('t', ' :funccoltypes ', {USERS}),
-    ('t', ' :funcresulttype ', {USERS}),
     ('t', ' :resulttype ', {USERS}),
     ('t', ' :typid ', {USERS}),
     ('lock', ' :hasForUpdate ', {USERS}))

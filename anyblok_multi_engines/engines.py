@@ -114,6 +114,16 @@ def create(
     return engine
 
 
+def apart(engine: Engine) -> Engine:
+    """Return an engine for the same server with a pool of its own
+
+    To be disposed of when it has served.
+
+    :param engine: one of the registry's
+    """
+    return Engine(engine.pool.recreate(), engine.dialect, engine.url)
+
+
 def standby_isolation_level(level: str) -> str:
     """Return the isolation level that a hot standby has for the registry's
 

@@ -347,13 +347,11 @@ class MultiEngines(RegistryBase):
         """
         names = [PRIMARY] if self.topology.primary else []
         for name in (*names, *self.usable_readers()):
-            engine = self._engines[name]
+            # A connection of its own: the pool may be exhausted by the very
+            # thread that asks.
+            engine = engines.apart(self._engines[name])
             try:
-                # A connection of its own: the pool may be exhausted by the
-                # very thread that asks.
-                with Engine(
-                    engine.pool.recreate(), engine.dialect, engine.url
-                ).connect() as connection:
+                with engine.connect() as connection:
                     return catalogue.read(connection, **self._functions)
             except DBAPIError as error:
                 logger.warning(
@@ -361,6 +359,8 @@ class MultiEngines(RegistryBase):
                     name,
                     summary_of(error),
                 )
+            finally:
+                engine.dispose()
 
         return None
 
@@ -440,10 +440,10 @@ class MultiEngines(RegistryBase):
         for model, names in ASIDE_METHODS.items():
             self._wrap(model, names, self._aside)
 
-        for model, methods in self.caches.items():
-            for name, caches in methods.items():
+        for model, cls in self.loaded_namespaces.items():
+            for name, caches in self.caches.get(model, {}).items():
                 caches[:] = [
-                    self._filled_on_primary(self.get(model), name, cache)
+                    self._filled_on_primary(cls, name, cache)
                     for cache in caches
                 ]
 

@@ -5,6 +5,8 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """What --db-ro-write-guard costs: ``make bench-write-guard``.
 
+``--durable``: on a disk, with the settings of a real server.
+
 A unit of work reads objects from a replica, changes them and commits. Two
 registries do it on one database, with ``check`` and with ``off``, in turns.
 """
@@ -176,12 +178,13 @@ def table(bench: Bench) -> Table:
 
 def main() -> None:
     """Measure on a cluster of its own, and print a table"""
-    # The command line is AnyBlok's, which doesn't read ours.
+    durable = "--durable" in sys.argv
+    # AnyBlok reads the command line too.
     sys.argv = sys.argv[:1]
     load_init_function_from_entry_points(unittest=True)
     Configuration.load_config_for_test()
     BlokManager.load(entry_points=("bloks", "test_bloks"))
-    with Cluster(replicas=1) as cluster:
+    with Cluster(replicas=1, durable=durable) as cluster:
         bench = Bench(cluster)
         try:
             Console(width=100).print(table(bench))

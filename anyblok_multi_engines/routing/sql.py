@@ -19,12 +19,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-import sqlglot
 from sqlglot import exp
+from sqlglot.dialects.postgres import Postgres
 from sqlglot.errors import ParseError
 
 from .catalogue import Catalogue
 from .need import READ, Kind, Need
+
+# Its parsers are new ones each time: threads may share it.
+PARSER = Postgres()
+# Nothing is to be done, nor logged, about the 1 of array[1].
+PARSER.INDEX_OFFSET = 0
 
 # More is not parsed: sqlglot takes some 20 microseconds for a token, and a
 # piece of the stack for a parenthesis.
@@ -80,29 +85,35 @@ RESERVED = frozenset(
     """.split()
 )
 
-# What may be grammar in a SELECT, or a name; with a parenthesis...
-GRAMMAR_OF_PARENTHESES = frozenset(
+# What may be grammar in a SELECT, or a name. Only before a parenthesis...
+BEFORE_PARENTHESES = frozenset(
     """
-    between bit by char character coalesce cube dec decimal escape exists
-    extract filter first float greatest grouping groups ilike interval join
-    json_array json_object least like materialized nchar next normalize nullif
-    numeric over overlaps overlay position range repeatable rollup row rows
-    second sets substring time timestamp trim values varchar varying xmlelement
-    xmlforest zone
+    coalesce exists extract greatest json_array json_object least normalize
+    nullif overlay position substring trim values xmlelement xmlforest
     """.split()
 )
-# ... and without: a function, if a parenthesis follows.
+# ... never before one: with it, a function...
+WITHOUT_PARENTHESES = frozenset(
+    """
+    at authorization bigint boolean breadth collation cross current cycle day
+    depth double exclude following full hour inner int integer is isnull json
+    last left local minute month national natural no normalized notnull nulls
+    ordinality others outer partition preceding precision real recursive right
+    search second set similar smallint tablesample ties unbounded within
+    without year
+    """.split()
+)
+# ... with and without.
 GRAMMAR = (
     RESERVED
-    | GRAMMAR_OF_PARENTHESES
+    | BEFORE_PARENTHESES
+    | WITHOUT_PARENTHESES
     | frozenset(
         """
-        at authorization bigint boolean breadth collation cross current cycle
-        day depth double exclude following full hour inner int integer is
-        isnull json last left local minute month national natural no normalized
-        notnull nulls ordinality others outer partition preceding precision
-        real recursive right search set similar smallint tablesample ties
-        unbounded within without year
+        between bit by char character cube dec decimal escape filter first
+        float grouping groups ilike interval join like materialized nchar next
+        numeric over overlaps range repeatable rollup row rows sets time
+        timestamp varchar varying zone
         """.split()
     )
 )
@@ -400,8 +411,14 @@ def _need_of_read(tokens: list[Token], catalogue: Catalogue) -> Need:
     except Unreadable as error:
         needs, called = [_unproven(str(error))], set()
 
-    needs += names.objections(catalogue, called)
-    return _gravest([*needs, catalogue.need_of_any()])
+    # What the catalogue says of a name is the better word, and comes first.
+    return _gravest(
+        [
+            *names.objections(catalogue, called),
+            *needs,
+            catalogue.need_of_any(),
+        ]
+    )
 
 
 def _explained(tokens: list[Token]) -> list[Token]:
@@ -428,7 +445,7 @@ def _explained(tokens: list[Token]) -> list[Token]:
 def _tree(text: str) -> exp.Expr:
     """Return sqlglot's tree of a text that has been written anew"""
     try:
-        trees = sqlglot.parse(text, dialect="postgres")
+        trees = PARSER.parse(text)
     except ParseError as error:
         near = error.errors[0].get("highlight") if error.errors else None
         raise Unreadable(f"can't be parsed: near {near!r}") from error
@@ -444,7 +461,7 @@ def _tree(text: str) -> exp.Expr:
 
 
 def _objections_of_tree(tree: exp.Expr, catalogue: Catalogue) -> Iterator[Need]:
-    ctes = {cte.alias for cte in tree.find_all(exp.CTE)}
+    ctes = {x.alias.removesuffix("()") for x in tree.find_all(exp.CTE)}
     for node in tree.walk():
         if not isinstance(node, PLAIN_NODES):
             yield _unproven(f"{type(node).__name__} is not known to be a read")
@@ -517,6 +534,8 @@ class Names:
 
         for name in self._fields:
             yield catalogue.need_of_field(name)
+            # Of a scalar as of a row: ('s'::regclass).nextval
+            yield _known(catalogue.need_of_function(name))
 
         for symbol in self._operators:
             yield catalogue.need_of_operator(symbol)
@@ -611,6 +630,9 @@ class Names:
         ]:
             return self._read_operator_of_a_schema(index)
 
+        if self._at(index) == ("word", "treat"):
+            raise Unreadable("TREAT calls a function by the name of a type")
+
         is_field = index > 0 and self._at(index - 1) == ("mark", ".")
         parts, index = self._read_parts(index)
         schema = parts[-2] if len(parts) > 1 else None
@@ -639,7 +661,6 @@ class Names:
             index += 2
 
         for schema, name in zip([None, *parts], parts, strict=False):
-            self._names[None, name] = None
             self._names[schema, name] = None
 
         return parts, index
@@ -667,9 +688,10 @@ class Names:
 
         in_grammar = token.kind == "word" and token.text in GRAMMAR
         if in_grammar and self._at(index + 1).text != ".":
-            for name in TYPES.get(token.text, (token.text,)):
-                self._types[name] = None
-
+            types = TYPES.get(token.text, (token.text,))
+            self._types.update(dict.fromkeys(types))
+            # DOUBLE alone is a name.
+            self._names[None, token.text] = None
             self._write(token.text)
             return index + 1
 
@@ -679,15 +701,22 @@ class Names:
         return self._past_parentheses(index)
 
     def _past_parentheses(self, index: int) -> int:
-        """Return the index after the parentheses that begin there, if any"""
-        depth = 0
-        while True:
-            text = self._at(index).text
-            depth += {"(": 1, ")": -1}.get(text, 0)
-            if depth <= 0 or index >= len(self._tokens):
-                return index + 1 if text == ")" and depth == 0 else index
+        """Return the index after the modifiers of a type, if it has any
 
-            index += 1
+        They are constants and words, PostgreSQL takes nothing else.
+        """
+        if self._at(index) != ("mark", "("):
+            return index
+
+        try:
+            end = self._tokens.index(Token("mark", ")"), index)
+        except ValueError:
+            raise Unreadable("a parenthesis has no end") from None
+
+        if any(x.text in ("(", "::") for x in self._tokens[index + 1 : end]):
+            raise Unreadable("a type is modified by an expression")
+
+        return end + 1
 
 
 def _is_name(word: str, before: Token, after: Token) -> bool:
@@ -699,7 +728,13 @@ def _is_name(word: str, before: Token, after: Token) -> bool:
         # A label, whichever word it is; but AS [NOT] MATERIALIZED.
         return "materialized" not in (word, after.text)
 
-    return after.text == "(" and word not in RESERVED | GRAMMAR_OF_PARENTHESES
+    if after == ("mark", "("):
+        is_fetch = before == ("word", "fetch")
+        return word in WITHOUT_PARENTHESES or (
+            word in ("first", "next") and not is_fetch
+        )
+
+    return word in BEFORE_PARENTHESES
 
 
 def _quoted(name: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Dialect
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import Sequence
+from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.functions import FunctionElement
 
 from .catalogue import Catalogue
@@ -200,7 +201,7 @@ def _evident_need(clause: Any) -> Need | None:
     if isinstance(clause, Sequence):
         return Need(Kind.WRITE, "Sequence")
 
-    if getattr(clause, "is_dml", False):
+    if isinstance(clause, UpdateBase):
         return Need(Kind.WRITE, clause.__visit_name__.upper())
 
     if "schema_translate_map" in getattr(clause, "_execution_options", ()):

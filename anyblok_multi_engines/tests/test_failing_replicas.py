@@ -190,11 +190,12 @@ def test_death_before_a_rollback_is_forgotten(servers, registry):
 
 
 def test_error_of_the_primary_is_raised(servers, registry):
-    registry.execute(text("SELECT 1"))
+    update = text("UPDATE shelf SET name = 'x'")
+    registry.execute(update)
     registry.rollback()
     servers.cluster.primary.stop()
     with pytest.raises(OperationalError):
-        registry.execute(text("SELECT 1"))
+        registry.execute(update)
 
     registry.rollback()
     assert units_of_work(registry, servers) == {"replica1", "replica2"}

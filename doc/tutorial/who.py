@@ -23,19 +23,23 @@ for _ in range(10):
 
 print("Ten reads:", dict(reads))
 
+# One row: the parameter, and the server that gives it.
+number = select(Parameter.value, func.current_setting("port")).where(
+    Parameter.key == "number"
+)
+
 # One unit of work that reads, writes, and reads again.
 print("Read by", registry.execute(who).scalar())
-number = Parameter.get("number", 0) + 1
-Parameter.set("number", number)
-registry.flush()
-print("Wrote number", number)
-print("Read by", registry.execute(who).scalar())
+Parameter.set("number", Parameter.get("number", 0) + 1)
+value, port = registry.execute(number).one()
+print("Wrote number", value["value"], "and read it by", port)
 registry.commit()
 
 # The next unit of work.
-number = Parameter.get("number", 0)
-print("Next, number", number, "read by", registry.execute(who).scalar())
+value, port = registry.execute(number).one()
+print("Next, number", value["value"], "read by", port)
 registry.rollback()
 
 print("A SELECT:", registry.explain(who))
-print("A text:", registry.explain("SELECT 1"))
+print("A text:", registry.explain("SELECT key FROM system_parameter"))
+print("A number:", registry.explain("SELECT nextval('numbers')"))

@@ -507,7 +507,7 @@ def reads(book: Any, shelf: Any) -> dict[str, Any]:
             b.title.label("nextval"), b.id.label("for update")
         ),
         "tablesample": select(
-            book.tablesample(func.bernoulli(50), seed=func.radians(1)).c.id
+            book.tablesample(func.bernoulli(50), seed=literal(1)).c.id
         ),
         "partitioned table": select(func.count()).select_from(sale),
         "expanding parameter": select(b.id).where(
@@ -782,7 +782,7 @@ def traps(book: Any, shelf: Any) -> dict[str, dict[str, Any]]:
                 b.id,
                 many := func.bump_all(b.copies).column_valued("n"),
             ).join(many.scalar_alias, true()),
-            "quoted capital": select(Function(quoted_name("Capital", True))),
+            "quoted capital": select(Function(quoted_name("Loud", True))),
             "not folded": select(Function("\u212aick")),
             "aggregate": select(func.bumping_sum(b.copies)),
             "aggregate's end": select(func.finally_bumping_sum(b.copies)),
@@ -790,6 +790,9 @@ def traps(book: Any, shelf: Any) -> dict[str, dict[str, Any]]:
             "as a column": select(fields.c.bumped),
             "as a column, in where": select(fields.c.id).where(
                 fields.c.bumped > 0
+            ),
+            "as a column of a function": select(
+                func.generate_series(1, 2).table_valued("bump", name="x").c.bump
             ),
             "domain": select(cast(b.copies, Ticketed)),
             "domain of SQLAlchemy": select(

@@ -153,6 +153,10 @@ FUNCTIONS = """
         $$ SELECT nextval('ticket_seq') $$;
     CREATE FUNCTION capital() RETURNS integer LANGUAGE sql IMMUTABLE AS
         $$ SELECT 1 $$;
+    CREATE FUNCTION "Loud"() RETURNS bigint LANGUAGE sql VOLATILE AS
+        $$ SELECT nextval('ticket_seq') $$;
+    CREATE FUNCTION loud() RETURNS integer LANGUAGE sql IMMUTABLE AS
+        $$ SELECT 1 $$;
     CREATE PROCEDURE restock(n integer) LANGUAGE sql AS
         $$ INSERT INTO stock.move (book_id, qty) VALUES (n, n) $$;
 

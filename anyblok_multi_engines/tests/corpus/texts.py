@@ -503,6 +503,12 @@ TRAPS = {
         "(x.b).bumped FROM x",
         "as a column, name too long": "SELECT b.a_name_of_sixty_three_"
         "characters_is_the_longest_that_there_is_xyz FROM book b",
+        "as a column of a number": "SELECT (copies).initcap FROM book",
+        "as a column of an element": "SELECT (a[1]).bump FROM (SELECT ARRAY[1] "
+        "AS a) x",
+        "as a column of a field": "SELECT (v).n.bump FROM (VALUES (1)) v(n)",
+        "as a column of a function": "SELECT x.bump FROM generate_series(1, 2) "
+        "x",
         "of a row": "SELECT bumped(b) FROM book b",
         "not folded": "SELECT \u212aick()",
         "quoted capital": 'SELECT "Capital"()',

@@ -109,13 +109,24 @@ def code_blocks():
 
 
 CODE = {name: (options, code) for name, options, code in code_blocks()}
+PROGRAMS = sorted(
+    path
+    for folder in ("tutorial", "howto")
+    for path in (DOC / folder).glob("*.py")
+)
 RUN = [name for name, (options, _) in CODE.items() if ":class: run" in options]
 
 
 @pytest.mark.parametrize("name", ["README.rst", "doc/reference/options.rst"])
 def test_every_option_is_told(name):
     text = page(name)
-    assert our_options() == ["--db-ro-urls", "--db-wo-url"]
+    assert our_options() == [
+        "--db-ro-urls",
+        "--db-wo-url",
+        "--db-ro-functions",
+        "--db-wo-functions",
+        "--db-ro-write-guard",
+    ]
     for option in our_options():
         assert f"``{option}``" in text or f"option:: {option} " in text
 
@@ -143,7 +154,9 @@ def test_every_error_is_told():
     classes = [
         name
         for name, value in vars(errors).items()
-        if inspect.isclass(value) and value.__module__ == errors.__name__
+        if inspect.isclass(value)
+        and issubclass(value, Exception)
+        and value.__module__ == errors.__name__
     ]
     assert "MultiEnginesException" in classes
     told = re.findall(
@@ -177,9 +190,21 @@ def test_there_is_code_that_runs():
     assert len(RUN) >= 2
 
 
-@pytest.mark.parametrize("path", sorted((DOC / "tutorial").glob("*.py")))
-def test_program_of_the_tutorial_compiles(path):
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_program_compiles(path):
     compile(path.read_text(encoding="utf-8"), path.name, "exec")
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_every_function_of_a_program_is_shown(path):
+    functions = [
+        node.name
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    shown = "".join(page.read_text(encoding="utf-8") for page in pages())
+    for name in functions:
+        assert f":pyobject: {name}\n" in shown
 
 
 def test_every_test_that_the_documentation_names_is_there():

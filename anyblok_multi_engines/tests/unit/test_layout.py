@@ -42,7 +42,7 @@ def test_imports_are_seen():
 
 @pytest.mark.parametrize("path", modules("routing"), ids=lambda x: x.stem)
 def test_routing_knows_values_only(path):
-    allowed = ("anyblok_multi_engines.routing", "sqlalchemy")
+    allowed = ("anyblok_multi_engines.routing", "sqlalchemy", "sqlglot")
     standard = (
         "__future__",
         "collections",
