@@ -573,8 +573,10 @@ class Names:
         return index + 1
 
     def _read_string(self, index: int) -> int:
-        while self._at(index).kind == "string":
-            # 'a' and 'b' on the next line are one constant.
+        while self._at(index).kind == "string" or (
+            self._at(index) == ("word", "uescape")
+        ):
+            # One constant: 'a' and 'b' on the next line, U&'a' UESCAPE 'b'.
             index += 1
 
         self._write("'s'")

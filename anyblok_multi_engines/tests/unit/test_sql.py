@@ -163,7 +163,7 @@ select * from book order by id fetch first 5 rows with ties
 select * from book order by id offset 2 rows fetch next ($1) rows only
 select * from book limit all offset 0
 select * from book limit $1 offset $2
-select $$it's$$, $tag$a $$ b$tag$, E'a\'b\n', U&'d\0061t', N'x', B'101', X'1F'
+select $$it's$$, $tag$a $$ b$tag$, E'a\'b\n', U&'d\0061t', U&'!0061' uescape '!', N'x', B'101', X'1F'
 select 'a' -- a comment; update
 /* a /* nested */ comment; delete */ select /* x */ 1 -- ;
 select pg_catalog.lower('A'), public.book.id from public.book
@@ -359,6 +359,8 @@ EXPLAIN/**/ANALYSE VERBOSE select 1
 """,
     "EXPLAIN of what is not a SELECT": "explain execute p",
     "TREAT": "select treat(1 as int)",
+    "a type is modified by an expression": "select 1::new(lower('x'))",
+    "a parenthesis has no end": "select 1::new(1",
     "can't be parsed": """
 select 1 from
 select 1 from book for read only
