@@ -378,11 +378,12 @@ class _Reading:
         Those which are known to write first: they say more.
         """
         todo = sorted(
-            self._harm, key=lambda node: self._harm[node].kind is Kind.WRITE
+            self._harm,
+            key=lambda node: (self._harm[node].kind is Kind.WRITE, node),
         )
         while todo:
             node = todo.pop()
-            for user in self._users[node] - self._trusted:
+            for user in sorted(self._users[node] - self._trusted):
                 if user not in self._harm:
                     self._harm[user] = self._need_of_user(user, node)
                     todo.append(user)

@@ -289,6 +289,9 @@ def tokens_of(sql: str) -> Iterator[Token]:
     :param sql: any number of statements
     :exception: Unreadable
     """
+    if "\0" in sql:
+        raise Unreadable("the text may end at a NUL character")
+
     position = 0
     while position < len(sql):
         match = TOKEN.match(sql, position)

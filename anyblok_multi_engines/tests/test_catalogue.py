@@ -692,10 +692,12 @@ def test_reason_says_how_it_is_called(database):
 def test_reason_of_a_cast_is_the_types(database):
     database.run(*BUMP, BUMPED_INT, "create type wrapped as (a bumped)")
     catalogue = database.read()
-    for name in ("bumped", "wrapped"):
-        assert catalogue.need_of_cast(name).because == (
-            "type bumped: function bump() is volatile"
-        )
+    assert catalogue.need_of_cast("bumped").because == (
+        "type bumped: function bump() is volatile"
+    )
+    assert catalogue.need_of_cast("wrapped").because == (
+        "type wrapped: type bumped: function bump() is volatile"
+    )
 
 
 # PostgreSQL 17 has them.

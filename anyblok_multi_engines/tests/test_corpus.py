@@ -35,7 +35,7 @@ STATE = """
     SELECT (SELECT count(*) FROM pg_locks
             WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
         (SELECT array_agg(c) FROM pg_listening_channels() AS c),
-        (SELECT array_agg(name) FROM pg_cursors),
+        (SELECT array_agg(name) FROM pg_cursors WHERE name <> ''),
         (SELECT array_agg(name) FROM pg_prepared_statements WHERE from_sql),
         (SELECT md5(string_agg(name || setting, ',' ORDER BY name))
             FROM pg_settings WHERE name NOT LIKE '%.%'),
@@ -136,6 +136,8 @@ def run(registry: Any, case: Case, connection: Connection) -> Run:
             result.rows = execute(session, case.what)
         except StatementError as error:
             result.error = sqlstate_of(error.orig) or "the driver"
+            # psycopg is still copying after a COPY that it doesn't know of.
+            connection.invalidate()
         else:
             result.left = state_of(connection) != before
 

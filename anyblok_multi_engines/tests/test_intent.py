@@ -77,6 +77,28 @@ class TestStatement:
         for _ in range(10):
             assert servers.served_by(registry, to("replica")) == name
 
+    def test_what_it_loaded_is_read_again_on_the_primary(
+        self, registry, servers
+    ):
+        """Though the unit of work was on the primary before"""
+        registry.Book.insert(title="old", copies=0)
+        registry.commit()
+        servers.cluster.wait_for_replay()
+        for replica in servers.cluster.replicas:
+            replica.pause_replay()
+
+        servers.cluster.primary.execute(
+            "update book set copies = 10", database=servers.database
+        )
+        assert servers.served_by(registry, to("primary")) == "primary"
+        query = registry.session.query(registry.Book)
+        book = query.execution_options(anyblok_server="replica1").one()
+        assert book.copies == 0
+        assert query.one() is book
+        assert book.copies == 10
+        for replica in servers.cluster.replicas:
+            replica.resume_replay()
+
     def test_primary_moves_the_unit_of_work(self, registry, servers):
         servers.served_by(registry)
         servers.served_by(registry, to("primary"))
