@@ -358,7 +358,12 @@ class MixinSession(SessionBase):
         tried: set[str | None] = set()
         while True:
             call = Call(wanted)
-            arguments = {**given, provenance.CALL: call}
+            # SQLAlchemy forgets the clause of an ORM union.
+            arguments = {
+                "clause": statement,
+                **given,
+                provenance.CALL: call,
+            }
             try:
                 result = run(
                     statement, *args, bind_arguments=arguments, **kwargs

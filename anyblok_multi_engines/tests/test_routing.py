@@ -9,7 +9,16 @@ import gc
 import threading
 
 import pytest
-from sqlalchemy import Sequence, delete, func, insert, select, text, update
+from sqlalchemy import (
+    Sequence,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    union_all,
+    update,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import selectinload
 from sqlalchemy.orm.attributes import flag_dirty
@@ -60,6 +69,13 @@ class TestReads:
         for _ in range(5):
             assert len({servers.served_by(registry) for _ in range(10)}) == 1
             registry.commit()
+
+    def test_as_a_union_of_models_go_to_replicas(self, registry, servers):
+        shelves = select(registry.Shelf)
+        registry.session.execute(union_all(shelves, shelves)).all()
+        query = registry.session.query(registry.Shelf)
+        query.union(query).all()
+        assert servers.served_by(registry) in REPLICAS
 
     def test_as_text_go_to_replicas(self, registry, servers):
         assert servers.served_by(registry, PORT_AS_TEXT) in REPLICAS
@@ -140,6 +156,19 @@ class TestReads:
 
 
 class TestWrites:
+    @pytest.mark.parametrize("how", ["fetch", "evaluate", "auto", False])
+    def test_of_queries(self, registry, servers, shelf, how):
+        registry.commit()
+        books = registry.session.query(registry.Book)
+        assert servers.served_by(registry) in REPLICAS
+        books.update({"copies": 7}, synchronize_session=how)
+        assert books.filter_by(copies=7).count() == 2
+        books.delete(synchronize_session=how)
+        registry.commit()
+        count = "select count(*) from book"
+        primary = servers.cluster.primary
+        assert primary.query(count, database=servers.database) == [(0,)]
+
     def test_flush_goes_to_the_primary_and_what_follows(
         self, registry, servers
     ):
@@ -259,7 +288,6 @@ class TestEmptyFlush:
         "advisory lock",
         "connection",
         "bulk insert",
-        "union without a clause",
         "savepoint",
     ],
 )
@@ -301,9 +329,6 @@ def test_what_is_no_plain_read_goes_to_the_primary(
         "bulk insert": lambda: registry.session.execute(
             insert(registry.Book),
             [{"ANYBLOK_FIELD_title": x} for x in ("c", "d")],
-        ),
-        "union without a clause": lambda: registry.session.connection(
-            bind_arguments={"mapper": registry.Book}
         ),
         "savepoint": lambda: registry.begin_nested(),
     }
