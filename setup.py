@@ -120,6 +120,7 @@ setup(
             "test-me-blok3 = anyblok_multi_engines.test_bloks.test3:Test3Blok",
             "test-me-blok4 = anyblok_multi_engines.test_bloks.test4:Test4Blok",
             "test-me-blok5 = anyblok_multi_engines.test_bloks.test5:Test5Blok",
+            "test-me-blok6 = anyblok_multi_engines.test_bloks.test6:Test6Blok",
         ],
     },
 )

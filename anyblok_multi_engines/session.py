@@ -62,6 +62,7 @@ READS_ON_PRIMARY = frozenset(
 )
 
 
+# The execution option that says which schemas are meant.
 TRANSLATION = "schema_translate_map"
 
 

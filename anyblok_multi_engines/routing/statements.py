@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sqlalchemy import Dialect
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.schema import Sequence
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.functions import FunctionElement
@@ -25,8 +25,9 @@ from .sql import need_of_sql
 # starts anew rather than grow.
 MAX_SHAPES = 10_000
 
-# A parameter is $1 for PostgreSQL itself, and a % of the text stays one.
-DIALECT: Dialect = postgresql.dialect(  # type: ignore[no-untyped-call]
+# Of no driver: a parameter is $1 for PostgreSQL itself, without a cast, and a
+# % of the text stays one.
+DIALECT: Dialect = PGDialect(  # type: ignore[no-untyped-call]
     paramstyle="numeric_dollar"
 )
 

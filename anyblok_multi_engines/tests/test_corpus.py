@@ -30,6 +30,11 @@ from anyblok_multi_engines.tests.corpus import (
     texts,
 )
 
+pytestmark = pytest.mark.filterwarnings(
+    # SQLAlchemy 2.1's; 2.0 has no other way to write a DISTINCT ON.
+    "ignore:Passing expression to ``distinct``"
+)
+
 # What a connection would leave to the next user of it, or is holding.
 STATE = """
     SELECT (SELECT count(*) FROM pg_locks

@@ -26,7 +26,7 @@ from anyblok.column import (
     Time,
     TimeStamp,
 )
-from anyblok.relationship import Many2Many, Many2One, One2Many
+from anyblok.relationship import Many2Many, Many2One
 from sqlalchemy import PickleType
 from sqlalchemy.dialects.postgresql import ARRAY, INT4RANGE, JSONB, REAL
 from sqlalchemy.ext.mutable import MutableDict
@@ -172,27 +172,3 @@ class Node:
         local_columns="id",
         m2m_local_columns="left_id",
     )
-
-
-@register(Model)
-class Tree:
-    id = Integer(primary_key=True)
-    leaves = One2Many(
-        model="Model.Leaf",
-        remote_columns="tree_id",
-        primaryjoin="ModelTree.id == ModelLeaf.tree_id",
-    )
-
-
-@register(Model)
-class Leaf:
-    """Is given its tree, and counts its changes, inside a flush"""
-
-    id = Integer(primary_key=True)
-    n = Integer(default=0)
-    changes = Integer(default=0)
-    tree_id = Integer(foreign_key=Model.Tree.use("id"))
-
-    @classmethod
-    def before_update_orm_event(cls, mapper, connection, target):
-        target.changes += 1

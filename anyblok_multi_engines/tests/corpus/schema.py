@@ -100,6 +100,8 @@ FUNCTIONS = """
             IF really THEN RETURN nextval('ticket_seq'); END IF;
             RETURN 0;
         END $$;
+    CREATE FUNCTION bump_any(anyelement) RETURNS bigint
+        LANGUAGE sql VOLATILE AS $$ SELECT nextval('ticket_seq') $$;
     CREATE FUNCTION vat(amount numeric) RETURNS numeric
         LANGUAGE sql IMMUTABLE AS $$ SELECT round(amount * 0.2, 2) $$;
     CREATE FUNCTION last_day() RETURNS date
@@ -190,6 +192,9 @@ FUNCTIONS = """
         LANGUAGE sql VOLATILE AS $$ SELECT nextval('ticket_seq') > n $$;
     CREATE DOMAIN ticketed AS integer CHECK (is_ticket(VALUE));
     CREATE DOMAIN retailed AS ticketed;
+    CREATE TYPE slip AS (id integer, number ticketed);
+    CREATE TABLE draft (id integer, number ticketed);
+    INSERT INTO draft VALUES (1, NULL);
     CREATE FUNCTION basket_of(n integer) RETURNS basket
         LANGUAGE sql VOLATILE AS
         $$ SELECT ROW(n, nextval('ticket_seq'))::basket $$;
@@ -234,6 +239,15 @@ VIEWS = """
         SELECT pg_try_advisory_lock(7) AS held, title FROM book;
     CREATE VIEW bump_in_row AS SELECT b.bumped FROM book b;
     CREATE VIEW stock.level AS SELECT stock.level(1) AS n;
+
+    CREATE VIEW filled_slip AS SELECT id FROM
+        jsonb_populate_record(NULL::slip, '{"number": 1}');
+
+    -- A standby has no unlogged table.
+    CREATE UNLOGGED TABLE unlogged_sale (id integer);
+    CREATE VIEW last_sale AS SELECT max(id) AS id FROM unlogged_sale;
+    CREATE TABLE any_sale (id integer);
+    CREATE UNLOGGED TABLE lost_sale () INHERITS (any_sale);
 
     -- Rows that a role sees are chosen by a function; superusers see all.
     CREATE TABLE secret (id integer, word text);
