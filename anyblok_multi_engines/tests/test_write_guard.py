@@ -26,11 +26,7 @@ from anyblok_multi_engines.routing.intent import Intent
 from anyblok_multi_engines.test_bloks.test5.values import Level, Thing
 from anyblok_multi_engines.tests.conftest import Registries, restored_options
 
-TABLES = (
-    "typed, team, versioned, pair, dog, animal, join_node_and_node, node, "
-    "leaf, tree"
-)
-UTC = UTC
+TABLES = "typed, team, versioned, pair, dog, animal, join_node_and_node, node"
 
 # What the replica says, what the primary says by then, what the caller writes.
 VALUES = {
@@ -70,7 +66,10 @@ VALUES = {
 
 # AnyBlok 2.2's One2Many needs Mapper.non_primary, which 2.1 has not.
 HAS_ONE2MANY = "non_primary" in Mapper.__annotations__
-BLOKS = ["test-me-blok5", *(["test-me-blok6"] if HAS_ONE2MANY else [])]
+BLOKS = ["test-me-blok5"]
+if HAS_ONE2MANY:
+    BLOKS.append("test-me-blok6")
+    TABLES += ", leaf, tree"
 
 
 @pytest.fixture(scope="module")
