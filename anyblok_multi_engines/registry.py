@@ -336,7 +336,7 @@ class MultiEngines(RegistryBase):
         with self.session.wanting(Intent.REPLICAS):
             yield
 
-    def _forget_catalogue(self) -> None:
+    def forget_catalogue(self) -> None:
         """Have the catalogue read again, when a statement wants to know"""
         self.statements.catalogue = Catalogue()
 
@@ -576,7 +576,7 @@ class MultiEngines(RegistryBase):
         In read-only mode, from a replica, and nothing is migrated.
         """
         super().load()
-        self._forget_catalogue()
+        self.forget_catalogue()
         if self.topology.read_only:
             # AnyBlok's load() resets it, and a reload would migrate.
             self.loadwithoutmigration = True
@@ -665,7 +665,7 @@ class MultiEngines(RegistryBase):
             raise engines.read_only_mode("The bloks can't be upgraded")
 
         super().upgrade(*args, **kwargs)
-        self._forget_catalogue()
+        self.forget_catalogue()
 
     @on_primary
     def update_blok_list(self) -> None:

@@ -112,6 +112,9 @@ class MixinSession(SessionBase):
     # The root transaction that a replica has given rows to.
     _served: SessionTransaction | None = None
 
+    # The root transaction that may have changed the schema.
+    _changed_schema: SessionTransaction | None = None
+
     # What the blocks of code around want, the innermost last. No end of a
     # unit of work ends a block.
     _intents: tuple[tuple[object, Intent], ...] = ()
@@ -126,6 +129,7 @@ class MixinSession(SessionBase):
         if issubclass(cls, Session) and not heard:
             event.listen(cls, "after_begin", _record_placement)
             event.listen(cls, "before_commit", _end_replica_side)
+            event.listen(cls, "after_commit", _forget_catalogue)
             event.listen(cls, "before_flush", _check_flush)
             event.listen(cls, "after_flush_postexec", _after_flush)
 
@@ -409,11 +413,17 @@ class MixinSession(SessionBase):
         if decision is None:
             return
 
+        statements = self.anyblok.statements
         if call.from_replica:
             self._served = self.get_transaction()
-        elif not self.placement().wrote and not (
+            return
+
+        if statements.change_schema(statement):
+            self._changed_schema = self.get_transaction()
+
+        if not self.placement().wrote and not (
             decision.reason in READS_ON_PRIMARY
-            and self.anyblok.statements.need_of(statement).is_read
+            and statements.need_of(statement).is_read
         ):
             self._place(Placement.with_write)
 
@@ -526,6 +536,17 @@ def _end_replica_side(session: MixinSession) -> None:
 
     for connection in session._connections_of_replicas().values():
         end_now(connection)
+
+
+def _forget_catalogue(session: MixinSession) -> None:
+    """Have the catalogue read again that this transaction has changed"""
+    changed = session._changed_schema
+    if changed is None or session.in_nested_transaction():
+        return
+
+    if changed is session.get_transaction():
+        session._changed_schema = None
+        session.anyblok.forget_catalogue()
 
 
 def _check_flush(

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sqlalchemy import Dialect
+from sqlalchemy import Dialect, TextClause
 from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.schema import Sequence
+from sqlalchemy.schema import BaseDDLElement, Sequence
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -30,6 +30,9 @@ MAX_SHAPES = 10_000
 DIALECT: Dialect = PGDialect(  # type: ignore[no-untyped-call]
     paramstyle="numeric_dollar"
 )
+
+# With what a statement begins that may change what the catalogue says.
+SCHEMA_WORDS = frozenset(["ALTER", "CALL", "CREATE", "DO", "DROP", "IMPORT"])
 
 # What SQLAlchemy fills in when it executes: the values of an IN, a literal.
 LATE_VALUE = re.compile(
@@ -138,6 +141,17 @@ class Statements:
             generation.remember(key, need)
 
         return need
+
+    def change_schema(self, clause: Any) -> bool:
+        """Return True where a statement may change what the catalogue says
+
+        :param clause: that has been executed
+        """
+        if not isinstance(clause, str | TextClause | BaseDDLElement):
+            return False
+
+        because = self.need_of(clause).because or ""
+        return because.partition(" ")[0] in SCHEMA_WORDS
 
     def _judge(
         self, text: str, generation: Generation

@@ -192,3 +192,24 @@ def test_function_that_is_declared_a_read_is_one(
         db_ro_functions=option,
     )
     assert servers.served_by(registry, text("SELECT shy()")) in expected
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_function_that_the_registry_redefines_is_judged_anew(
+    registry, servers, end
+):
+    create = (
+        "CREATE OR REPLACE FUNCTION changing() RETURNS text {} LANGUAGE sql "
+        "AS $$SELECT current_setting('port')$$"
+    )
+    statement = text("SELECT changing()")
+    registry.execute(text(create.format("STABLE")))
+    registry.commit()
+    assert registry.explain(statement).server_name in REPLICAS
+    registry.execute(text("SET LOCAL work_mem = '1MB'"))
+    registry.execute(text(create.format("VOLATILE")))
+    getattr(registry, end)()
+    expected = {"primary"} if end == "commit" else REPLICAS
+    assert registry.explain(statement).server_name in expected
+    registry.execute(text("DROP FUNCTION changing()"))
+    registry.commit()
