@@ -83,6 +83,11 @@ select json_build_array(a, b, c, d) from (
     union all
     select 'o', oid, 'f', oprcode::oid from pg_operator
     union all
+    select 'f', oid, 't', type
+    from pg_proc, unnest(
+        coalesce(proallargtypes, proargtypes::oid[]) || prorettype) type
+    where oid >= {USERS} and type >= {USERS}
+    union all
     select 'r', inhparent, 'r', inhrelid from pg_inherits
     union all
     select 'c', casttarget, 'f', castfunc from pg_cast

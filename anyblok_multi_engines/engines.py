@@ -192,16 +192,14 @@ def _end_without_error(
     :param commits: True where there is no primary's commit to protect
     """
     dialect = engine.dialect
-    rollback = dialect.do_rollback
 
     def end(connection: Any) -> None:
+        # Of the pool's proxy, or the driver's own.
+        driver = getattr(connection, "dbapi_connection", connection)
         try:
-            rollback(connection)
+            _roll_back(driver)
             if autocommit:
-                # Of the pool's proxy, or the driver's own.
-                getattr(
-                    connection, "dbapi_connection", connection
-                ).autocommit = True
+                driver.autocommit = True
         except dialect.loaded_dbapi.Error as error:
             logger.debug("%s: the end of a transaction: %s", engine, error)
 
@@ -254,17 +252,22 @@ def is_lost(connection: Connection, error: DBAPIError) -> bool:
 def end_now(connection: Connection) -> None:
     """End a replica's transaction, if there is one; it raises nothing
 
-    A server that doesn't answer is cut off: the primary's commit waits
-    behind it, and the primary's locks with it.
-
-    :param connection: of psycopg2 or psycopg
+    :param connection: of a replica
     """
-    if connection.closed or connection.invalidated:
-        return
+    if not (connection.closed or connection.invalidated):
+        connection.dialect.do_rollback(connection.connection)
 
-    driver: Any = connection.connection.dbapi_connection
-    status = getattr(getattr(driver, "info", None), "transaction_status", 0)
-    if driver.closed or int(status) == 0:
+
+def _roll_back(driver: Any) -> None:
+    """End a driver's transaction, if there is one
+
+    A server that doesn't answer is cut off: the primary's end may wait behind
+    it, and the primary's locks with it.
+    """
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    if driver.closed or status is None or int(status) == 0:
+        # Idle, or of a driver that doesn't know: there is nothing to send.
+        driver.rollback()
         return
 
     cut_off = threading.Timer(REPLICA_END_TIMEOUT, _shut_down, [driver])
@@ -272,10 +275,6 @@ def end_now(connection: Connection) -> None:
     cut_off.start()
     try:
         driver.rollback()
-    except connection.dialect.loaded_dbapi.Error as error:
-        logger.debug(
-            "%s: the end of a transaction: %s", connection.engine, error
-        )
     finally:
         cut_off.cancel()
 

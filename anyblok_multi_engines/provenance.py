@@ -13,7 +13,7 @@ that is changed in place is the same object before and after.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -23,6 +23,7 @@ from uuid import UUID
 
 from sqlalchemy import Column, event, types
 from sqlalchemy.orm import Mapper, PassiveFlag, RelationshipDirection, Session
+from sqlalchemy.orm.attributes import instance_state
 
 if TYPE_CHECKING:
     # Of an instance of any model.
@@ -241,6 +242,26 @@ def note_merge(
     session.info[_READS] = Mark.ANYWHERE
 
 
+def note_compared(state: State, keys: Iterable[str]) -> None:
+    """Note that attributes are the primary's by now, and locked there
+
+    :param state: of the instance
+    :param keys: the attributes that have been compared
+    """
+    read = read_of(state)
+    if read is not None:
+        read.values.update(dict.fromkeys(keys, Mark.FRESH))
+
+
+def note_attached(session: Session, instance: Any) -> None:
+    """Note that an instance comes from another session
+
+    :param instance: that a replica may have loaded there
+    """
+    if read_of(instance_state(instance)) is not None:
+        session.info[_READS] = Mark.ANYWHERE
+
+
 def _note_load(state: State, context: Any) -> None:
     """Note where an instance comes from that is new to its session"""
     # A merge without load has no context.
@@ -336,18 +357,25 @@ def _expire_unchanged(session: Session, state: State) -> bool:
     # An expired attribute may be the reason of the call.
     loading = bool(state.expired_attributes)
     changed = changed_keys(state) if state.modified else set()
-    if not changed:
+    read = read_of(state)
+    kept = {} if read is None else dict(read.values)
+    changed |= _changed_in_place(state, kept)
+    if not changed and Mark.FRESH not in kept.values():
         names = columns_of(state.manager.mapper).keys
         state._expire(state.dict, session.identity_map._modified)
     else:
-        read = read_of(state)
         names = tuple(
             name
             for name in state.manager.keys() & state.dict.keys() - changed
             if name not in columns_of(state.manager.mapper).primary
-            and (read is None or read.values.get(name) is not Mark.FRESH)
+            and kept.get(name) is not Mark.FRESH
         )
         state._expire_attributes(state.dict, names)
+
+    if read is not None:
+        # The application may have an old value in its hands, and compute a
+        # new one from it: until the primary has said otherwise, it counts.
+        state.info[_READ] = Read(read.server, kept)
 
     if loading:
         state.callables = {
@@ -360,6 +388,30 @@ def _expire_unchanged(session: Session, state: State) -> bool:
         }
 
     return bool(changed)
+
+
+def _changed_in_place(state: State, kept: Mapping[str, Any]) -> set[str]:
+    """Return the attributes whose values aren't what they were any more
+
+    SQLAlchemy doesn't know it before ``flag_modified()``.
+
+    :param kept: what a replica said
+    """
+    return {
+        key
+        for key in columns_of(state.manager.mapper).mutable
+        if kept.get(key, Mark.FRESH) is not Mark.FRESH
+        and key in state.dict
+        and _differ(state.dict[key], kept[key])
+    }
+
+
+def _differ(one: Any, other: Any) -> bool:
+    try:
+        return not bool(one == other)
+    except Exception:
+        # Of a class that can't say: taken for changed, nothing is lost.
+        return True
 
 
 def _load_again(state: State, passive: Any) -> Any:

@@ -37,7 +37,7 @@ from .routing.catalogue import Catalogue
 from .routing.decision import PRIMARY, Decision
 from .routing.intent import Intent
 from .routing.statements import Statements
-from .session import MixinSession, statement_of
+from .session import Block, MixinSession, statement_of
 from .topology import Role, Server, Topology
 
 __all__ = [
@@ -71,7 +71,7 @@ BLOK_METHODS = (
 
 
 # What reads in order to write, or would find an old row: all on the primary.
-PRIMARY_METHODS = {
+WRITING_METHODS = {
     "System.Parameter": ("pop", "set"),
     "System.Sequence": ("insert", "multi_insert", "nextval", "nextvalBy"),
 }
@@ -310,8 +310,7 @@ class MultiEngines(RegistryBase):
         decision: Decision = self.session.decision_for(statement_of(statement))
         return decision
 
-    @contextmanager
-    def use_primary(self) -> Iterator[None]:
+    def use_primary(self) -> Block:
         """Send what this thread's session does in the block to the primary
 
         A context manager, and a decorator; it nests, and no commit ends it.
@@ -319,11 +318,9 @@ class MultiEngines(RegistryBase):
 
         :exception: NoPrimaryError, of a statement in read-only mode
         """
-        with self.session.wanting(Intent.PRIMARY):
-            yield
+        return Block(self, Intent.PRIMARY)
 
-    @contextmanager
-    def use_replicas(self) -> Iterator[None]:
+    def use_replicas(self) -> Block:
         """Send what this thread's session reads in the block to replicas
 
         A context manager, and a decorator; it nests, and no commit ends it.
@@ -333,8 +330,7 @@ class MultiEngines(RegistryBase):
         :exception: ReplicaWriteError, of a statement that isn't a proven read
             and of a flush that has something to write
         """
-        with self.session.wanting(Intent.REPLICAS):
-            yield
+        return Block(self, Intent.REPLICAS)
 
     def forget_catalogue(self) -> None:
         """Have the catalogue read again, when a statement wants to know"""
@@ -434,8 +430,8 @@ class MultiEngines(RegistryBase):
     def _ask_the_primary(self) -> None:
         """Wrap the methods of the host that an old row would mislead"""
         self._wrap("System.Blok", BLOK_METHODS, self._in_loading_scope)
-        for model, names in PRIMARY_METHODS.items():
-            self._wrap(model, names, self._on_primary)
+        for model, names in WRITING_METHODS.items():
+            self._wrap(model, names, self._writing)
 
         for model, names in ASIDE_METHODS.items():
             self._wrap(model, names, self._aside)
@@ -482,6 +478,22 @@ class MultiEngines(RegistryBase):
 
             with self.session.wanting(Intent.PRIMARY):
                 return method(*args, **kwargs)
+
+        return wrapper
+
+    def _writing(self, method: Callable[..., Any]) -> Any:
+        """Return a method that reads and writes, on the primary
+
+        :exception: ReplicaWriteError, where its caller wants replicas
+        """
+        inside = self._on_primary(method)
+
+        @wraps(method)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if self.Session is not None:
+                self.session.check_write(f"{method.__qualname__}()")
+
+            return inside(*args, **kwargs)
 
         return wrapper
 

@@ -7,17 +7,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import (
+    AbstractContextManager,
+    ContextDecorator,
+    contextmanager,
+)
 from functools import partial
+from inspect import (
+    isasyncgenfunction,
+    iscoroutinefunction,
+    isgeneratorfunction,
+)
 from logging import getLogger
 from random import random
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Query, Session, SessionTransaction
+from sqlalchemy.orm import (
+    ORMExecuteState,
+    Query,
+    Session,
+    SessionTransaction,
+)
 from sqlalchemy.orm.attributes import instance_state
 
 from . import provenance, write_guard
@@ -75,13 +89,59 @@ class Call:
     :param wanted: the server that the statement names, or None
     """
 
-    __slots__ = ("decision", "from_replica", "server", "wanted")
+    __slots__ = ("clause", "decision", "from_replica", "server", "wanted")
 
     def __init__(self, wanted: str | None) -> None:
         self.wanted = wanted
+        self.clause: Any = None
         self.server: str | None = None
         self.from_replica = False
         self.decision: Decision | None = None
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Block(ContextDecorator):
+    """A block of code, or a function, whose caller says where it wants to go
+
+    :param registry: of the session; each time the block begins, it is the
+        one that the thread has then
+    :param intent: what the caller wants
+    """
+
+    def __init__(self, registry: Any, intent: Intent) -> None:
+        self._registry = registry
+        self._intent = intent
+        self._blocks: list[AbstractContextManager[None]] = []
+
+    def __call__(self, function: Function) -> Function:
+        """Decorate a function: each of its calls is a block
+
+        :exception: TypeError, for one that returns before its code has run
+        """
+        if isgeneratorfunction(function) or (
+            iscoroutinefunction(function) or isasyncgenfunction(function)
+        ):
+            raise TypeError(
+                f"{function.__qualname__} is a generator or a coroutine: "
+                f"write 'with registry.{self._intent}:' inside it"
+            )
+
+        return super().__call__(function)
+
+    def _recreate_cm(self) -> Block:
+        return Block(self._registry, self._intent)
+
+    def __enter__(self) -> None:
+        """Begin the block"""
+        block = self._registry.session.wanting(self._intent)
+        block.__enter__()
+        self._blocks.append(block)
+
+    def __exit__(self, *error: Any) -> None:
+        """End the block"""
+        self._blocks.pop().__exit__(*error)
 
 
 # Of a connection that is asked for without a statement.
@@ -132,6 +192,9 @@ class MixinSession(SessionBase):
             event.listen(cls, "after_commit", _forget_catalogue)
             event.listen(cls, "before_flush", _check_flush)
             event.listen(cls, "after_flush_postexec", _after_flush)
+            event.listen(
+                cls, "detached_to_persistent", provenance.note_attached
+            )
 
     def get_bind(
         self,
@@ -179,6 +242,7 @@ class MixinSession(SessionBase):
             return registry.unittest_bind  # type: ignore[no-any-return]
 
         if call is not NO_CALL:
+            call.clause = clause
             self._note_decided(call, decision)
 
         return registry.engine_of(decision.server_name)  # type: ignore[no-any-return]
@@ -241,6 +305,10 @@ class MixinSession(SessionBase):
 
         :param intent: of the block; a block inside may want something else
         """
+        if intent is Intent.PRIMARY and not self._flushing:
+            # What is held of a replica is no answer of the primary.
+            self.forget_replica_reads()
+
         token = object()
         self._intents = (*self._intents, (token, intent))
         try:
@@ -260,6 +328,64 @@ class MixinSession(SessionBase):
     def scalar(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement; see SQLAlchemy's ``Session.scalar``"""
         return self._run(super().scalar, statement, args, kwargs)
+
+    def bulk_save_objects(
+        self, objects: Iterable[Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Save instances; see SQLAlchemy's ``Session.bulk_save_objects``
+
+        :exception: StaleReadError, ReplicaWriteError
+        """
+        instances = list(objects)
+        self._check_bulk("bulk_save_objects()", instances)
+        super().bulk_save_objects(instances, *args, **kwargs)
+
+    def bulk_insert_mappings(self, *args: Any, **kwargs: Any) -> None:
+        """Insert rows; see SQLAlchemy's ``Session.bulk_insert_mappings``
+
+        :exception: ReplicaWriteError
+        """
+        self._check_bulk("bulk_insert_mappings()")
+        super().bulk_insert_mappings(*args, **kwargs)
+
+    def bulk_update_mappings(self, *args: Any, **kwargs: Any) -> None:
+        """Update rows; see SQLAlchemy's ``Session.bulk_update_mappings``
+
+        :exception: ReplicaWriteError
+        """
+        self._check_bulk("bulk_update_mappings()")
+        super().bulk_update_mappings(*args, **kwargs)
+
+    def check_write(self, what: str) -> None:
+        """Refuse a write where the caller wants replicas
+
+        :param what: writes
+        :exception: ReplicaWriteError
+        """
+        if self.intent is Intent.REPLICAS and self._is_split():
+            raise _replica_write_error(what)
+
+    def _is_split(self) -> bool:
+        """Return True where this session has replicas to choose from"""
+        registry = self.anyblok
+        return bool(registry.topology.replicas) and not (
+            registry.unittest_transaction or registry.is_loading
+        )
+
+    def _check_bulk(self, what: str, instances: Iterable[Any] = ()) -> None:
+        """Refuse a bulk write that the caller, or newer data, forbids"""
+        self.check_write(what)
+        if self._is_guarded():
+            write_guard.check_before_bulk_save(self, instances)
+
+    def _is_guarded(self) -> bool:
+        """Return True where stale changes are looked for"""
+        registry = self.anyblok
+        return (
+            registry.write_guard
+            and self._is_split()
+            and not registry.topology.read_only
+        )
 
     def connection(self, *args: Any, **kwargs: Any) -> Connection:
         """Return a connection; see SQLAlchemy's ``Session.connection``"""
@@ -360,6 +486,9 @@ class MixinSession(SessionBase):
         load = options.get("_sa_orm_load_options")
         refreshes = getattr(load, "_refresh_state", None) is not None
         wanted: str | None = options.get(OPTION)
+        if self.dispatch.do_orm_execute:
+            kwargs.setdefault("_add_event", _note_clause)
+
         tried: set[str | None] = set()
         while True:
             call = Call(wanted)
@@ -374,14 +503,12 @@ class MixinSession(SessionBase):
                     statement, *args, bind_arguments=arguments, **kwargs
                 )
             except DBAPIError as error:
-                if call.server in tried or not self._may_run_again(
-                    call, statement, error
-                ):
+                if call.server in tried or not self._may_run_again(call, error):
                     raise
 
                 tried.add(call.server)
             else:
-                self._note_done(call, statement, options)
+                self._note_done(call, options)
                 if not (refreshes and self._is_missing(call, result)):
                     return result
 
@@ -402,9 +529,7 @@ class MixinSession(SessionBase):
             and result.raw.rowcount == 0
         )
 
-    def _note_done(
-        self, call: Call, statement: Any, options: Mapping[str, Any]
-    ) -> None:
+    def _note_done(self, call: Call, options: Mapping[str, Any]) -> None:
         """Note what a statement that has been executed means for the next"""
         if call.from_replica and call.server is not None:
             provenance.note_lazy_load(self, call.server, options)
@@ -418,12 +543,12 @@ class MixinSession(SessionBase):
             self._served = self.get_transaction()
             return
 
-        if statements.change_schema(statement):
+        if statements.change_schema(call.clause):
             self._changed_schema = self.get_transaction()
 
         if not self.placement().wrote and not (
             decision.reason in READS_ON_PRIMARY
-            and statements.need_of(statement).is_read
+            and statements.need_of(call.clause).is_read
         ):
             self._place(Placement.with_write)
 
@@ -433,16 +558,13 @@ class MixinSession(SessionBase):
         if self._placed[0] is root:
             self._placed = (root, change(self._placed[1]))
 
-    def _may_run_again(
-        self, call: Call, statement: Any, error: DBAPIError
-    ) -> bool:
+    def _may_run_again(self, call: Call, error: DBAPIError) -> bool:
         """Return True where a statement that failed may be decided anew
 
         On a replica nothing can have happened that would be lost or done
         twice: what is sent there is proven to be a plain read.
 
-        :param call: of the statement
-        :param statement: that failed
+        :param call: of the statement that failed
         :param error: of the server, or of the way to it
         """
         name = call.server
@@ -454,14 +576,14 @@ class MixinSession(SessionBase):
             self.anyblok.monitor.report_down(name, summary_of(error))
             return call.wanted in (None, REPLICA)
 
-        if not self.anyblok.statements.need_of(statement).is_read:
+        if not self.anyblok.statements.need_of(call.clause).is_read:
             # The caller has vouched for it, or there is no primary.
             return False
 
         if is_lost(self._reads_on[name], error):
             return self._leave_lost(name)
 
-        return self._refused(name, statement, error)
+        return self._refused(name, call.clause, error)
 
     def _connections_of_replicas(self) -> Mapping[str, Connection]:
         """Return the replicas' connections of this unit of work"""
@@ -494,6 +616,11 @@ class MixinSession(SessionBase):
             shape_of(statement),
         )
         return True
+
+
+def _note_clause(state: ORMExecuteState) -> None:
+    """Have the decision made on what other listeners made of a statement"""
+    state.bind_arguments["clause"] = state.statement
 
 
 def _record_placement(
@@ -553,16 +680,12 @@ def _check_flush(
     session: MixinSession, flush_context: Any, instances: Any
 ) -> None:
     """Refuse to write what the caller, or newer data, forbids"""
-    registry = session.anyblok
-    if not registry.topology.replicas or registry.unittest_transaction:
-        return
-
-    if session.intent is Intent.REPLICAS and not registry.is_loading:
+    if session.intent is Intent.REPLICAS:
         changed = write_guard.changed_instance(session)
         if changed is not None:
-            raise _replica_write_error(f"the flush of {changed}")
+            session.check_write(f"the flush of {changed}")
 
-    if registry.write_guard and not registry.topology.read_only:
+    if session._is_guarded():
         write_guard.check_before_flush(session)
 
 

@@ -22,6 +22,7 @@ from .provenance import (
     changed_keys,
     columns_of,
     expect_replica_reads,
+    note_compared,
     read_of,
 )
 
@@ -87,23 +88,33 @@ def check_before_flush(session: Session) -> None:
     :param session: that is about to flush
     :exception: StaleReadError, where the primary says otherwise
     """
-    updated = {}
-    for instance in session.dirty:
-        state = inspect(instance)
-        if read_of(state) is not None:
-            updated[state] = _updated_keys(state)
-
-    deleted = {}
-    for instance in session.deleted:
-        state = inspect(instance)
-        if read_of(state) is not None:
-            deleted[state] = _deleted_keys(state)
-
+    updated = _read_from_replicas(session.dirty, _updated_keys)
+    deleted = _read_from_replicas(session.deleted, _deleted_keys)
     session.info[_COMPARED] = WeakKeyDictionary({**updated, **deleted})
     if updated or deleted:
         # What they loaded may have been in another session.
         expect_replica_reads(session)
         _compare(session.execute, updated, deleted)
+
+
+def check_before_bulk_save(session: Session, instances: Iterable[Any]) -> None:
+    """Compare what replicas said of instances, before a bulk save of them
+
+    :param session: that saves them, without a flush
+    :param instances: as given to ``Session.bulk_save_objects``
+    :exception: StaleReadError, where the primary says otherwise
+    """
+    updated = _read_from_replicas(instances, _updated_keys)
+    if updated:
+        _compare(session.connection().execute, updated, {})
+
+
+def _read_from_replicas(
+    instances: Iterable[Any], keys_of: Callable[[State], set[str]]
+) -> dict[State, set[str]]:
+    """Return the states of what replicas have loaded, with what to compare"""
+    states = map(inspect, instances)
+    return {x: keys_of(x) for x in states if read_of(x) is not None}
 
 
 def _check_update(mapper: Any, connection: Connection, state: State) -> None:
@@ -210,6 +221,9 @@ def _compare(
         raise StaleReadError(
             tuple(_stale_read(state, keys) for state, keys in stale.items())
         )
+
+    for state, keys in updated.items():
+        note_compared(state, keys)
 
 
 def _rows_of(state: State, keys: set[str]) -> Iterator[tuple[Any, Row]]:

@@ -360,6 +360,24 @@ HIDDEN_CALLS = {
         "select !!! row(1, 2)::pair",
     ),
     "domain": ((BUMPED_INT,), of_cast("bumped"), "select 1::bumped"),
+    "function of a domain": (
+        (
+            BUMPED_INT,
+            "create function takes(bumped) returns int immutable "
+            "language plpgsql as $$ begin return 1; end $$",
+        ),
+        of_function("takes"),
+        "select takes(1)",
+    ),
+    "function that gives a domain": (
+        (
+            BUMPED_INT,
+            "create function gives(int) returns bumped immutable "
+            "language plpgsql as $$ begin return $1; end $$",
+        ),
+        of_function("gives"),
+        "select gives(1)",
+    ),
     "domain called like a function": (
         (function("bumped(text)", "1", "stable"), BUMPED_INT),
         of_function("bumped"),

@@ -19,6 +19,7 @@ from anyblok_multi_engines.registry import (
     MultiEngines,
     RegistryMultiEngines,
 )
+from anyblok_multi_engines.testing import wait_until
 
 
 def test_mixin_is_in_anyblok_s_registry(bloks):
@@ -227,6 +228,20 @@ class TestBadInput:
             make_registry("whatever")
 
 
+def wait_for_no_connection(server, database):
+    """Wait for the ends of backends whose clients have gone"""
+    wait_until(
+        f"{server} has connections to {database}",
+        lambda: (
+            not server.query(
+                "select 1 from pg_stat_activity where datname = %s "
+                "and application_name <> 'anyblok-testing'",
+                [database],
+            )
+        ),
+    )
+
+
 def test_close_disposes_and_ends_everything(servers, make_registry):
     registry = make_registry.replicated(servers)
     servers.served_by(registry)
@@ -239,11 +254,7 @@ def test_close_disposes_and_ends_everything(servers, make_registry):
     assert not thread.is_alive()
     assert [engine.pool.checkedin() for engine in engines] == [0, 0, 0]
     for server in (servers.cluster.primary, servers.cluster.replicas[1]):
-        assert not server.query(
-            "select 1 from pg_stat_activity where datname = %s "
-            "and application_name <> 'anyblok-testing'",
-            [servers.database],
-        )
+        wait_for_no_connection(server, servers.database)
 
 
 def test_failing_load_leaves_nothing(servers, make_registry):
@@ -262,10 +273,7 @@ def test_failing_load_leaves_nothing(servers, make_registry):
         )
 
     assert servers.database not in RegistryManager.registries
-    assert not servers.cluster.primary.query(
-        "select 1 from pg_stat_activity where datname = %s",
-        [servers.database],
-    )
+    wait_for_no_connection(servers.cluster.primary, servers.database)
 
 
 def test_two_registries_share_nothing(

@@ -51,6 +51,25 @@ class TestCachedMethods:
         assert registry.Shelf.query().count() == 0
         assert registry.Shelf.how_many() == 1
 
+    def test_are_not_filled_from_what_the_session_holds(
+        self, servers, registry, behind
+    ):
+        """An instance that a replica has loaded needs no statement"""
+        for replica in servers.cluster.replicas:
+            replica.resume_replay()
+
+        shelf = registry.Shelf.insert(name="old")
+        registry.commit()
+        servers.cluster.wait_for_replay()
+        for replica in servers.cluster.replicas:
+            replica.pause_replay()
+
+        servers.cluster.primary.execute(
+            "update shelf set name = 'new'", database=servers.database
+        )
+        assert shelf.name == "old"
+        assert registry.Shelf.name_of(shelf.id) == "new"
+
     def test_that_are_filled_ask_no_server(self, servers, registry):
         registry.Shelf.how_many()
         registry.rollback()

@@ -187,6 +187,33 @@ class TestUsePrimary:
             assert servers.served_by(registry) in REPLICAS
             registry.rollback()
 
+    def test_decorates_no_generator_and_no_coroutine(self, registry):
+        """Their code runs when the block has ended"""
+
+        def generator():
+            yield
+
+        async def coroutine():
+            pass
+
+        for function in (generator, coroutine):
+            for block in (registry.use_primary(), registry.use_replicas()):
+                with pytest.raises(TypeError, match=r"with registry\.use_"):
+                    block(function)
+
+    def test_decorates_a_method_that_calls_itself(self, registry, servers):
+        class Work:
+            @registry.use_primary()
+            def down(self, depth):
+                if depth:
+                    self.down(depth - 1)
+
+                return servers.served_by(registry)
+
+        assert Work().down(3) == "primary"
+        registry.rollback()
+        assert servers.served_by(registry) in REPLICAS
+
     def test_ends_with_an_error(self, registry, servers):
         with pytest.raises(ValueError, match="x"), registry.use_primary():
             raise ValueError("x")
@@ -326,6 +353,32 @@ class TestUseReplicas:
         count = "select count(*) from shelf"
         primary = servers.cluster.primary
         assert primary.query(count, database=servers.database) == [(0,)]
+
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda registry: registry.session.bulk_insert_mappings(
+                registry.Shelf, [{"name": "x"}]
+            ),
+            lambda registry: registry.session.bulk_update_mappings(
+                registry.Shelf, [{"id": 1, "name": "x"}]
+            ),
+            lambda registry: registry.session.bulk_save_objects(
+                [registry.Shelf(name="x")]
+            ),
+            lambda registry: registry.System.Parameter.set("key", 1),
+            lambda registry: registry.System.Parameter.pop("key"),
+            lambda registry: registry.System.Sequence.nextvalBy(
+                code="Model.Shelf=>number"
+            ),
+        ],
+        ids=["insert", "update", "save", "set", "pop", "nextval"],
+    )
+    def test_other_ways_to_write_are_an_error(self, registry, servers, write):
+        with registry.use_replicas(), pytest.raises(ReplicaWriteError):
+            write(registry)
+
+        assert servers.served_by(registry) in REPLICAS
 
     def test_flush_of_nothing_is_no_write(self, registry, servers):
         """AnyBlok marks what a One2Many has loaded as changed"""

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import (
     Sequence,
     delete,
+    event,
     func,
     insert,
     select,
@@ -439,3 +440,36 @@ class TestExplain:
         )
         registry.Shelf.insert(name="x")
         assert registry.explain(select(1)).reason is Reason.ALREADY_ON_PRIMARY
+
+
+class TestListeners:
+    """What an application's listener makes of a statement is what counts"""
+
+    @pytest.fixture(params=["text", "core", "orm"])
+    def changed(self, request, registry):
+        """Let a listener lock what is read"""
+        reads = {
+            "text": (text("SELECT 1"), text("SELECT 1 FOR UPDATE")),
+            "core": (select(1), select(1).with_for_update()),
+            "orm": (
+                select(registry.Shelf),
+                select(registry.Shelf).with_for_update(),
+            ),
+        }
+        read, lock = reads[request.param]
+        registry.explain(read)
+
+        def listen(state):
+            state.statement = lock
+
+        session = registry.session
+        event.listen(session, "do_orm_execute", listen)
+        yield read
+        event.remove(session, "do_orm_execute", listen)
+
+    def test_statement_that_is_no_read_any_more(
+        self, registry, servers, changed, caplog
+    ):
+        registry.session.execute(changed)
+        assert registry.session.placement().on_primary
+        assert "refused" not in caplog.text

@@ -15,6 +15,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm.exc import ObjectDeletedError
 
+from anyblok_multi_engines.engines import REPLICA_END_TIMEOUT
 from anyblok_multi_engines.tests.conftest import DRIVER, PORT
 
 REPLICAS = {"replica1", "replica2"}
@@ -359,6 +360,30 @@ def test_repeatable_read_ends_on_the_replica_before_the_commit(
         dialect.do_commit = do_commit
 
     assert before == [(1,), (0,)]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback", "close"])
+def test_no_end_waits_for_a_replica_that_does_not_answer(
+    servers, make_registry, end
+):
+    proxy = servers.cluster.proxy(servers.first)
+    registry = make_registry(
+        servers.database,
+        db_wo_url=servers.primary_url,
+        db_ro_urls=[proxy.url(servers.database, DRIVER)],
+        isolation_level="REPEATABLE_READ",
+    )
+    for write in (False, True):
+        registry.monitor.report_ready("replica1")
+        assert servers.served_by(registry) == "replica1"
+        if write:
+            registry.Shelf.insert(name="x")
+
+        proxy.blackhole()
+        start = time.monotonic()
+        getattr(registry.session, end)()
+        assert time.monotonic() - start < 2 * REPLICA_END_TIMEOUT + 1.0
+        proxy.heal()
 
 
 def test_repeatable_read_lost_is_an_error(servers, make_registry):

@@ -12,6 +12,7 @@ import weakref
 from copy import deepcopy
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from json import loads
 from uuid import UUID
 
 import pytest
@@ -407,8 +408,8 @@ class TestChanges:
     def test_a_read_on_the_primary_does_not_hide_the_change(
         self, registry, pair
     ):
+        pair.n += 1
         with registry.session.no_autoflush, registry.use_primary():
-            pair.n += 1
             assert registry.Pair.query().get((1, "x")) is pair
             assert registry.Pair.query().filter_by(b="x").one().n == 1
 
@@ -1009,3 +1010,131 @@ def test_no_update_is_lost(registry, servers, replicate, on_primary):
 
     assert refused
     assert on_primary(text("select n from pair")) == done
+
+
+class TestValueInHand:
+    """It was read from a replica before the move, and written after it"""
+
+    @pytest.fixture
+    def pair(self, registry, freeze, on_primary):
+        registry.Pair.insert(a=1, b="x", n=0)
+        freeze()
+        on_primary(text("update pair set n = 10"))
+        return registry.Pair.query().one()
+
+    @pytest.mark.parametrize(
+        "move",
+        [
+            lambda registry: registry.Team.insert(id=1, name="x"),
+            lambda registry: registry.execute(text("select nextval('s')")),
+            lambda registry: registry.connection(),
+            lambda registry: registry.execute(
+                select(1).execution_options(anyblok_server="primary")
+            ),
+        ],
+        ids=["flush", "statement", "connection", "option"],
+    )
+    def test_is_refused(self, registry, pair, on_primary, move):
+        on_primary(text("create sequence if not exists s"))
+        n = pair.n
+        move(registry)
+        pair.n = n + 1
+        with pytest.raises(StaleReadError):
+            registry.commit()
+
+        registry.rollback()
+        assert on_primary(text("select n from pair")) == 10
+
+    def test_is_refused_under_use_primary(self, registry, pair, on_primary):
+        n = pair.n
+        with registry.use_primary():
+            pair.n = n + 1
+            with pytest.raises(StaleReadError):
+                registry.commit()
+
+        registry.rollback()
+        assert on_primary(text("select n from pair")) == 10
+
+    def test_is_written_when_the_primary_has_said_it(
+        self, registry, pair, on_primary
+    ):
+        with registry.use_primary():
+            assert pair.n == 10
+            pair.n += 1
+            registry.commit()
+
+        assert on_primary(text("select n from pair")) == 11
+
+    def test_is_written_after_a_rollback(self, registry, pair, on_primary):
+        n = pair.n
+        registry.Team.insert(id=1, name="x")
+        pair.n = n + 1
+        with pytest.raises(StaleReadError):
+            registry.commit()
+
+        registry.rollback()
+        with registry.use_primary():
+            pair.n += 1
+            registry.commit()
+
+        assert on_primary(text("select n from pair")) == 11
+
+    def test_bulk_save_is_refused(self, registry, pair, on_primary):
+        pair.n += 1
+        with pytest.raises(StaleReadError):
+            registry.session.bulk_save_objects([pair])
+
+        registry.rollback()
+        assert on_primary(text("select n from pair")) == 10
+
+    def test_use_primary_shows_the_primary_s(self, registry, pair):
+        assert pair.n == 0
+        with registry.use_primary():
+            assert pair.n == 10
+
+
+def test_change_in_place_is_kept_by_the_move(registry, freeze, on_primary):
+    """SQLAlchemy knows nothing of it before it is told"""
+    registry.Typed.insert(id=1, json={"n": 0})
+    freeze()
+    instance = registry.Typed.query().one()
+    instance.json["n"] += 1
+    with registry.use_primary():
+        registry.execute(text("select 1 for update"))
+        instance.flag_modified("json")
+        registry.commit()
+
+    value = on_primary(text("select json::text from typed"))
+    assert loads(value) == {"n": 1}
+
+
+class TestAfterItsOwnWrite:
+    def test_instance_that_is_not_expired_keeps_what_was_written(
+        self, registry, freeze, on_primary
+    ):
+        registry.Pair.insert(a=1, b="x", n=0)
+        freeze()
+        session = registry.Session.session_factory(expire_on_commit=False)
+        pair = session.scalars(select(registry.Pair)).one()
+        for n in (1, 2, 3):
+            pair.n = n
+            session.commit()
+            assert pair.n == n
+
+        session.close()
+        assert on_primary(text("select n from pair")) == 3
+
+    def test_instance_of_another_session_is_read_again(
+        self, registry, freeze, on_primary
+    ):
+        registry.Pair.insert(a=1, b="x", n=0)
+        freeze()
+        on_primary(text("update pair set n = 10"))
+        first = registry.Session.session_factory()
+        pair = first.scalars(select(registry.Pair)).one()
+        first.expunge(pair)
+        first.close()
+        registry.session.add(pair)
+        assert pair.n == 0
+        registry.execute(text("select 1 for update"))
+        assert pair.n == 10

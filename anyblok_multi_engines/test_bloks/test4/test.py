@@ -22,6 +22,10 @@ class Shelf:
     def how_many(cls):
         return cls.query().count()
 
+    @classmethod_cache()
+    def name_of(cls, id):
+        return cls.anyblok.session.get(cls, id).name
+
 
 @register(Model)
 class Book:
