@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import (
     AbstractContextManager,
@@ -102,6 +103,13 @@ class Call:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class Begun(threading.local):
+    """The blocks that one thread has begun; no other thread ends them"""
+
+    def __init__(self) -> None:
+        self.blocks: list[AbstractContextManager[None]] = []
+
+
 class Block(ContextDecorator):
     """A block of code, or a function, whose caller says where it wants to go
 
@@ -113,7 +121,7 @@ class Block(ContextDecorator):
     def __init__(self, registry: Any, intent: Intent) -> None:
         self._registry = registry
         self._intent = intent
-        self._blocks: list[AbstractContextManager[None]] = []
+        self._begun = Begun()
 
     def __call__(self, function: Function) -> Function:
         """Decorate a function: each of its calls is a block
@@ -137,11 +145,11 @@ class Block(ContextDecorator):
         """Begin the block"""
         block = self._registry.session.wanting(self._intent)
         block.__enter__()
-        self._blocks.append(block)
+        self._begun.blocks.append(block)
 
     def __exit__(self, *error: Any) -> None:
         """End the block"""
-        self._blocks.pop().__exit__(*error)
+        self._begun.blocks.pop().__exit__(*error)
 
 
 # Of a connection that is asked for without a statement.

@@ -238,6 +238,32 @@ class TestUsePrimary:
 
         assert seen[0] in REPLICAS
 
+    def test_one_for_several_threads(self, registry, servers):
+        block = registry.use_primary()
+        inside, outside = threading.Event(), threading.Event()
+        seen = []
+
+        def other():
+            with block:
+                inside.set()
+                outside.wait()
+                seen.append(servers.served_by(registry))
+
+            registry.rollback()
+            seen.append(servers.served_by(registry))
+            registry.Session.remove()
+
+        thread = threading.Thread(target=other)
+        with block:
+            thread.start()
+            inside.wait()
+
+        assert servers.served_by(registry) in REPLICAS
+        outside.set()
+        thread.join()
+        assert seen[0] == "primary"
+        assert seen[1] in REPLICAS
+
     def test_of_a_generator_that_is_left(self, registry, servers):
         """Blocks that don't end in the order in which they began"""
 
