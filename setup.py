@@ -62,6 +62,17 @@ test = [
     "pytest-xdist",
     # A test that hangs on a frozen server must fail, not hang.
     "pytest-timeout",
+    # WSGI and ASGI servers with several processes, and an application of each
+    # kind; FastAPI's dependencies have a scope since 0.121. Pyramid and zope
+    # stand for AnyBlok_Pyramid, of which none loads on AnyBlok 2.2.
+    "gunicorn>=27",
+    "uvicorn",
+    "fastapi>=0.121",
+    "pyramid",
+    "pyramid_tm",
+    "zope.sqlalchemy>=2",
+    # A client with a cookie jar.
+    "httpx",
 ]
 
 setup(
@@ -121,6 +132,7 @@ setup(
             "test-me-blok4 = anyblok_multi_engines.test_bloks.test4:Test4Blok",
             "test-me-blok5 = anyblok_multi_engines.test_bloks.test5:Test5Blok",
             "test-me-blok6 = anyblok_multi_engines.test_bloks.test6:Test6Blok",
+            "test-me-blok7 = anyblok_multi_engines.test_bloks.test7:Test7Blok",
         ],
     },
 )

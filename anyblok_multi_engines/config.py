@@ -18,6 +18,7 @@ from anyblok.config import get_url as anyblok_get_url
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from .consistency import Consistency, FreshnessOptions
 from .errors import NoPrimaryError, OptionError
 from .topology import Role, Server, Topology, place_of
 
@@ -31,6 +32,9 @@ NO_DATABASE_NAME = re.compile(r"[,\s]|:/")
 
 # Of --db-ro-write-guard, the default first.
 WRITE_GUARDS = ("check", "off")
+
+# Of --db-ro-consistency.
+CONSISTENCIES = tuple(level.value for level in Consistency)
 
 # A name of PostgreSQL, with its schema or without; quoted where it has
 # capitals or signs.
@@ -98,6 +102,33 @@ def update_database(group: Any) -> None:
         default=WRITE_GUARDS[0],
         help="Compare what a replica loaded with the primary's row before a "
         "change of it is written (check), or not (off). Default: check.",
+    )
+    group.add_argument(
+        "--db-ro-consistency",
+        choices=CONSISTENCIES,
+        default=FreshnessOptions.consistency.value,
+        help="What a read sees at least: nothing is promised (eventual); what "
+        "its session has committed, and nothing older than it has seen "
+        "(session); and what any session of the process has committed "
+        "(registry); and what any process had committed before (strong). "
+        "Default: session.",
+    )
+    group.add_argument(
+        "--db-ro-max-staleness",
+        help="Seconds that a replica may be behind the primary to serve a "
+        "read. Default: any number.",
+    )
+    group.add_argument(
+        "--db-ro-wait",
+        default=FreshnessOptions.wait,
+        help="Seconds that a read waits at most for a replica that is behind "
+        "what it must see, before it goes elsewhere. Default: 0.0.",
+    )
+    group.add_argument(
+        "--db-ro-sticky",
+        default=FreshnessOptions.sticky,
+        help="Seconds that a session which has written reads from the "
+        "primary, where the servers give no WAL positions. Default: 5.0.",
     )
 
 
@@ -223,6 +254,44 @@ def write_guard() -> bool:
         )
 
     return value == WRITE_GUARDS[0]
+
+
+def freshness() -> FreshnessOptions:
+    """Return what the readers of a registry want to see
+
+    :exception: OptionError
+    """
+    value = _option("db_ro_consistency") or FreshnessOptions.consistency
+    if value not in CONSISTENCIES:
+        raise OptionError(
+            f"--db-ro-consistency: {value!r}; write one of "
+            + ", ".join(CONSISTENCIES)
+        )
+
+    wait, sticky = _seconds("--db-ro-wait"), _seconds("--db-ro-sticky")
+    return FreshnessOptions(
+        consistency=Consistency(value),
+        max_staleness=_seconds("--db-ro-max-staleness"),
+        sticky=FreshnessOptions.sticky if sticky is None else sticky,
+        wait=FreshnessOptions.wait if wait is None else wait,
+    )
+
+
+def _seconds(option: str) -> float | None:
+    """Return an option's seconds; None: it isn't given
+
+    :exception: OptionError
+    """
+    value: Any = Configuration.get(option.strip("-").replace("-", "_"), None)
+    if value is None or value == "":
+        return None
+
+    with suppress(TypeError, ValueError):
+        seconds = float(value)
+        if 0 <= seconds < float("inf"):
+            return seconds
+
+    raise OptionError(f"{option}: {value!r}; write seconds, such as 2 or 0.5")
 
 
 def is_configured() -> bool:

@@ -234,6 +234,14 @@ def is_unused(connection: Connection) -> bool:
     return status is not None and int(status) == 0 and not driver.autocommit
 
 
+def is_in_transaction(driver: Any) -> bool:
+    """Return True where a transaction is open, or might be
+
+    :param driver: a connection of psycopg2 or psycopg
+    """
+    return int(driver.info.transaction_status) != 0
+
+
 def is_lost(connection: Connection, error: DBAPIError) -> bool:
     """Return True where a statement failed because its connection has ended
 

@@ -41,6 +41,10 @@ class UnknownServerError(MultiEnginesException):
     """A statement named a server that no option has configured"""
 
 
+class ConsistencyTokenError(MultiEnginesException, ValueError):
+    """What is given isn't a token of this database, or can't be one"""
+
+
 class StaleRead(NamedTuple):
     """An instance that a replica has loaded, and that is another by now
 

@@ -13,29 +13,37 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from logging import getLogger
-from random import choice
+from random import choice, random
+from time import time
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from anyblok.environment import EnvironmentManager
 from anyblok.registry import Registry
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy_utils.functions import database_exists
 
 from . import catalogue, config, engines, provenance, write_guard
+from .consistency import TimeToken
 from .errors import (
+    ConsistencyTokenError,
     MultiEnginesException,
     NoPrimaryError,
     NoReplicaError,
+    OptionError,
     ServerUnavailableError,
 )
+from .freshness import Freshness
 from .health.model import Snapshot
 from .health.monitor import Monitor
 from .health.probe import summary_of
+from .reader import Reader
+from .routing.balancing import Draws
 from .routing.catalogue import Catalogue
-from .routing.decision import PRIMARY, Decision
-from .routing.intent import Intent
+from .routing.decision import PRIMARY, UNITTEST, Decision
+from .routing.intent import Intent, Wish
 from .routing.statements import Statements
 from .session import Block, MixinSession, statement_of
 from .topology import Role, Server, Topology
@@ -84,6 +92,10 @@ ASIDE_METHODS = {
 }
 
 
+# What a model says of how many seconds behind the primary its rows may be.
+STALENESS_ATTRIBUTE = "db_ro_max_staleness"
+
+
 class LoadingScope(threading.local):
     """What one thread is doing to the registry; no other thread sees it"""
 
@@ -118,6 +130,7 @@ class MultiEngines(RegistryBase):
     # AnyBlok's __getattr__ recurses without end on an attribute that is
     # missing before the Session exists, and is silent afterwards.
     Session: Any = None
+    freshness: Freshness
     additional_setting: dict[str, Any] = {}  # noqa: RUF012
     bind: Any = None
     #: ``ro``: the engines that take reads, ``wo``: the primary's or None
@@ -137,16 +150,22 @@ class MultiEngines(RegistryBase):
     _engines: dict[str, Engine] = {}  # noqa: RUF012
     _server_names: dict[Any, str] = {}  # noqa: RUF012
     _readers: tuple[str, ...] = ()
+    # By the names of the tables, seconds.
+    _staleness_limits: dict[str, float] = {}  # noqa: RUF012
     _engine: Any = None
 
     def __init__(self, db_name: str | None, *args: Any, **kwargs: Any) -> None:
         self._scope = LoadingScope()
+        self.draw = Draws(random())
         #: True in a registry that anyblok_createdb or anyblok_updatedb made
         self.is_maintained = _running_command() in MAINTENANCE_COMMANDS
         super().__init__(db_name, *args, **kwargs)
         if not self.unittest and not self.topology.read_only:
             # After the load, which needs no replica.
             self.monitor.step()
+            if self.topology.replicas:
+                # So no token has to wait for it.
+                self.freshness.learn_system_id()
 
     def init_engine(self, db_name: str | None = None) -> None:
         """Make an engine per server of the options; nothing is connected
@@ -156,6 +175,7 @@ class MultiEngines(RegistryBase):
         """
         self.topology = known = config.topology(db_name)
         self.write_guard = config.write_guard()
+        options = config.freshness()
         self._functions = {
             "read_functions": config.functions("--db-ro-functions"),
             "write_functions": config.functions("--db-wo-functions"),
@@ -164,6 +184,14 @@ class MultiEngines(RegistryBase):
         self._engines = {
             server.name: self._engine_for(server) for server in known.servers
         }
+        self.freshness = Freshness(
+            options,
+            self._engines,
+            EnvironmentManager.scoped_function_for_session(),
+        )
+        for server in known.replicas:
+            self._identify(server.name)
+
         # Not by engine: an option of the caller makes another engine of it.
         self._server_names = {
             engine.dialect: name for name, engine in self._engines.items()
@@ -200,6 +228,14 @@ class MultiEngines(RegistryBase):
 
         self.apply_engine_events(engine)
         return engine
+
+    def _identify(self, name: str) -> None:
+        """Have each new connection to a replica ask what it leads to"""
+
+        def identify(driver: Any, record: Any) -> None:
+            self.freshness.identify(name, driver, record)
+
+        event.listen(self._engines[name], "connect", identify)
 
     def _enter_read_only_mode(self) -> None:
         logger.debug("No WRITE engine defined use READ ONLY mode")
@@ -279,7 +315,7 @@ class MultiEngines(RegistryBase):
 
         :param server_name: ``primary``, ``replica1``...
         """
-        return server_name != PRIMARY
+        return server_name not in (PRIMARY, UNITTEST)
 
     def usable_readers(self) -> tuple[str, ...]:
         """Return the names of the servers that take reads and aren't down
@@ -318,19 +354,124 @@ class MultiEngines(RegistryBase):
 
         :exception: NoPrimaryError, of a statement in read-only mode
         """
-        return Block(self, Intent.PRIMARY)
+        return Block(self, Wish(Intent.PRIMARY))
 
-    def use_replicas(self) -> Block:
+    def use_replicas(
+        self, max_staleness: float | None = None, token: str | None = None
+    ) -> Block:
         """Send what this thread's session reads in the block to replicas
 
         A context manager, and a decorator; it nests, and no commit ends it.
-        The primary serves where no replica is usable, and a unit of work that
-        has written, which must see what it has written.
+        The primary serves where no replica is usable and fresh enough, and a
+        unit of work that has written, which must see what it has written.
 
-        :exception: ReplicaWriteError, of a statement that isn't a proven read
-            and of a flush that has something to write
+        :param max_staleness: seconds that a replica may be behind the
+            primary; None: as the models and --db-ro-max-staleness say
+        :param token: of :meth:`consistency_token`, anybody's: what a replica
+            must have; None: as --db-ro-consistency says
+        :exception: ConsistencyTokenError; ReplicaWriteError, of a statement
+            that isn't a proven read and of a flush that has something to
+            write
         """
-        return Block(self, Intent.REPLICAS)
+        if max_staleness is not None and not max_staleness >= 0:
+            raise ValueError(f"max_staleness={max_staleness!r}: not seconds")
+
+        position = None if token is None else self.freshness.token(token)
+        if isinstance(position, TimeToken):
+            left = position.until - time()
+            position = None
+            if left > 0:
+                return Block(self, Wish(Intent.PRIMARY))
+
+        return Block(self, Wish(Intent.REPLICAS, max_staleness, position))
+
+    def reader(self) -> Reader:
+        """Return who reads: the request, else this thread"""
+        return self.freshness.reader(self)
+
+    def consistency_token(self) -> str | None:
+        """Return the token after this session's last commit that wrote
+
+        Whoever reads after it, in another process too, sees that commit.
+
+        :rtype: letters, digits, ``-`` and ``_``, 32 at most; None: it hasn't
+            written, or --db-ro-consistency is eventual
+        """
+        return self.token_of(self.reader())
+
+    def token_of(self, reader: Reader) -> str | None:
+        """Return the token after a reader's last commit that wrote
+
+        :param reader: who has written
+        :rtype: as of :meth:`consistency_token`
+        """
+        return self.freshness.token_of(reader)
+
+    def read_after(self, token: str) -> None:
+        """Let this session's later reads be at least as fresh as a token
+
+        The freshest of several counts. A token of before a failover means the
+        primary: what was written then may be lost.
+
+        :param token: of :meth:`consistency_token`, anybody's
+        :exception: ConsistencyTokenError, for what isn't one, and for one of
+            another cluster
+        """
+        self.freshness.read_after(self.reader(), token)
+
+    def accept_token(self, token: str, reader: Reader) -> bool:
+        """Let a reader's later reads be at least as fresh as a token
+
+        For a token from outside: what can't be understood means the primary.
+
+        :param token: whatever was given
+        :param reader: who reads
+        :rtype: False where it isn't a token of this cluster
+        """
+        try:
+            self.freshness.read_after(reader, token)
+        except ConsistencyTokenError:
+            reader.wants_primary = True
+            return False
+
+        return True
+
+    def max_staleness_of(self, statement: Any) -> float | None:
+        """Return how many seconds behind a replica may be for a statement
+
+        :param statement: that reads
+        :rtype: the least of its models'; None: any number
+        """
+        default = self.freshness.options.max_staleness
+        limits = self._staleness_limits
+        if not limits:
+            return default
+
+        sources = self.statements.need_of(statement).sources
+        found = [limits.get(name, default) for name in sources]
+        return min((x for x in found if x is not None), default=None)
+
+    def _find_staleness_limits(self) -> None:
+        """Note what the models say of how old their rows may be
+
+        :exception: OptionError
+        """
+        limits: dict[str, float] = {}
+        for name, model in self.loaded_namespaces.items():
+            limit = getattr(model, STALENESS_ATTRIBUTE, None)
+            table = getattr(model, "__table__", None)
+            if limit is None or table is None:
+                continue
+
+            if not isinstance(limit, int | float) or not limit >= 0:
+                raise OptionError(
+                    f"{name}.{STALENESS_ATTRIBUTE} = {limit!r}: write seconds, "
+                    "such as 2 or 0.5"
+                )
+
+            limits[table.name] = min(limit, limits.get(table.name, limit))
+
+        self._staleness_limits = limits
 
     def forget_catalogue(self) -> None:
         """Have the catalogue read again, when a statement wants to know"""
@@ -418,6 +559,7 @@ class MultiEngines(RegistryBase):
             provenance.listen(self.declarativebase)
             super().assemble_entries()
             self._ask_the_primary()
+            self._find_staleness_limits()
         else:
             super().assemble_entries()
 
@@ -468,15 +610,18 @@ class MultiEngines(RegistryBase):
 
         return wrapper
 
-    def _on_primary(self, method: Callable[..., Any]) -> Any:
+    def _on_primary(
+        self, method: Callable[..., Any], is_internal: bool = False
+    ) -> Any:
         """Return a method that asks the primary, where there is one"""
+        wish = Wish(Intent.PRIMARY, is_internal=is_internal)
 
         @wraps(method)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if self.Session is None or self.topology.read_only:
                 return method(*args, **kwargs)
 
-            with self.session.wanting(Intent.PRIMARY):
+            with self.session.wanting(wish):
                 return method(*args, **kwargs)
 
         return wrapper
@@ -486,7 +631,7 @@ class MultiEngines(RegistryBase):
 
         :exception: ReplicaWriteError, where its caller wants replicas
         """
-        inside = self._on_primary(method)
+        inside = self._on_primary(method, is_internal=True)
 
         @wraps(method)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -511,6 +656,7 @@ class MultiEngines(RegistryBase):
                 return inside(*args, **kwargs)
 
             mine, other = self.session, self.Session.session_factory()
+            other.is_aside = True
             self.Session.registry.set(other)
             try:
                 return inside(*args, **kwargs)

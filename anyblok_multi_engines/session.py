@@ -21,8 +21,7 @@ from inspect import (
     isgeneratorfunction,
 )
 from logging import getLogger
-from random import random
-from types import MappingProxyType
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import event
@@ -36,9 +35,19 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import instance_state
 
 from . import provenance, write_guard
-from .engines import end_now, is_lost, is_unused, read_only_mode, sqlstate_of
-from .errors import ReplicaWriteError, UnknownServerError
+from .consistency import ConsistencyToken, freshest
+from .engines import (
+    end_now,
+    is_in_transaction,
+    is_lost,
+    is_unused,
+    read_only_mode,
+    sqlstate_of,
+)
+from .errors import NoReplicaError, ReplicaWriteError, UnknownServerError
+from .freshness import Behind
 from .health.probe import summary_of
+from .reader import Reader, Seen
 from .routing.decision import (
     PRIMARY,
     UNITTEST,
@@ -47,9 +56,10 @@ from .routing.decision import (
     Situation,
     decide,
 )
-from .routing.intent import OPTION, REPLICA, Intent
+from .routing.intent import OPTION, REPLICA, Intent, Wish
 from .routing.statements import shape_of
 from .routing.transaction import NOWHERE, Placement
+from .unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -69,13 +79,21 @@ REFUSALS = frozenset(["25006", "0A000", "55000"])
 READS_ON_PRIMARY = frozenset(
     [
         Reason.CALLER_WANTS_PRIMARY,
+        Reason.NO_FRESH_REPLICA,
         Reason.NO_USABLE_REPLICA,
         Reason.PRIMARY_TAKES_READS,
+        Reason.RECENT_WRITE,
+        Reason.REPLICA_BEHIND,
         Reason.REPLICA_LOST,
         Reason.STATEMENT_SAYS,
     ]
 )
 
+# For want of a replica that is fresh enough.
+FALLBACKS = frozenset([Reason.NO_FRESH_REPLICA, Reason.REPLICA_BEHIND])
+
+# What counts as a unit of work on its server, of a session's few.
+DRAWN = frozenset([Reason.PRIMARY_TAKES_READS, Reason.USABLE_REPLICA])
 
 # The execution option that says which schemas are meant.
 TRANSLATION = "schema_translate_map"
@@ -90,10 +108,30 @@ class Call:
     :param wanted: the server that the statement names, or None
     """
 
-    __slots__ = ("clause", "decision", "from_replica", "server", "wanted")
+    __slots__ = (
+        "behind",
+        "clause",
+        "decision",
+        "floor",
+        "floor_at_start",
+        "from_replica",
+        "has_floor",
+        "server",
+        "until",
+        "wanted",
+    )
 
     def __init__(self, wanted: str | None) -> None:
         self.wanted = wanted
+        #: the servers that have been found not to be fresh enough
+        self.behind: set[str] = set()
+        #: the position that its server must have reached, as far as known
+        self.floor: ConsistencyToken | None = None
+        #: and as it was when its unit of work began, once that is known
+        self.floor_at_start: ConsistencyToken | None = None
+        self.has_floor = False
+        #: seconds of time.monotonic(): it waits for a replica till then
+        self.until: float | None = None
         self.clause: Any = None
         self.server: str | None = None
         self.from_replica = False
@@ -115,12 +153,12 @@ class Block(ContextDecorator):
 
     :param registry: of the session; each time the block begins, it is the
         one that the thread has then
-    :param intent: what the caller wants
+    :param wish: what the caller wants
     """
 
-    def __init__(self, registry: Any, intent: Intent) -> None:
+    def __init__(self, registry: Any, wish: Wish) -> None:
         self._registry = registry
-        self._intent = intent
+        self._wish = wish
         self._begun = Begun()
 
     def __call__(self, function: Function) -> Function:
@@ -133,17 +171,17 @@ class Block(ContextDecorator):
         ):
             raise TypeError(
                 f"{function.__qualname__} is a generator or a coroutine: "
-                f"write 'with registry.{self._intent}:' inside it"
+                f"write 'with registry.{self._wish.intent}:' inside it"
             )
 
         return super().__call__(function)
 
     def _recreate_cm(self) -> Block:
-        return Block(self._registry, self._intent)
+        return Block(self._registry, self._wish)
 
     def __enter__(self) -> None:
         """Begin the block"""
-        block = self._registry.session.wanting(self._intent)
+        block = self._registry.session.wanting(self._wish)
         block.__enter__()
         self._begun.blocks.append(block)
 
@@ -151,6 +189,9 @@ class Block(ContextDecorator):
         """End the block"""
         self._begun.blocks.pop().__exit__(*error)
 
+
+# Before the first, and after each.
+NO_UNIT = UnitOfWork(None)
 
 # Of a connection that is asked for without a statement.
 NO_CALL = Call(None)
@@ -164,28 +205,17 @@ class MixinSession(SessionBase):
 
     anyblok: Any
 
-    # The root transaction that has been placed, and where. Of this session
-    # and its thread alone; another root transaction starts from nowhere.
-    _placed: tuple[SessionTransaction | None, Placement] = (None, NOWHERE)
+    #: True in a session that AnyBlok asks something aside: what it sees is
+    #: of no consequence for what its thread reads
+    is_aside = False
 
-    # The primary's connection that a flush has asked for, until something is
-    # sent on it: AnyBlok marks what a One2Many has loaded as changed, and the
-    # flush of the next query has nothing to write. That ends no unit of
-    # work's reads from a replica.
-    _flushed_on: Connection | None = None
-
-    # The replicas' connections of the placed transaction, by their servers.
-    _reads_on: Mapping[str, Connection] = MappingProxyType({})
-
-    # The root transaction that a replica has given rows to.
-    _served: SessionTransaction | None = None
-
-    # The root transaction that may have changed the schema.
-    _changed_schema: SessionTransaction | None = None
+    # What is known of the unit of work that began last. Of this session and
+    # its thread alone; another root transaction starts from nothing.
+    _unit = NO_UNIT
 
     # What the blocks of code around want, the innermost last. No end of a
     # unit of work ends a block.
-    _intents: tuple[tuple[object, Intent], ...] = ()
+    _wishes: tuple[tuple[object, Wish], ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Listen to the sessions made with this mixin"""
@@ -197,7 +227,9 @@ class MixinSession(SessionBase):
         if issubclass(cls, Session) and not heard:
             event.listen(cls, "after_begin", _record_placement)
             event.listen(cls, "before_commit", _end_replica_side)
-            event.listen(cls, "after_commit", _forget_catalogue)
+            event.listen(cls, "after_commit", _after_commit)
+            event.listen(cls, "after_rollback", _note_fallback)
+            event.listen(cls, "after_transaction_end", _note_end)
             event.listen(cls, "before_flush", _check_flush)
             event.listen(cls, "after_flush_postexec", _after_flush)
             event.listen(
@@ -220,7 +252,8 @@ class MixinSession(SessionBase):
         :param bind: given by the caller, who then has it
         :exception: NoPrimaryError, for a write in read-only mode;
             ReplicaWriteError, for a write where the caller wants replicas;
-            UnknownServerError, for a name that isn't configured
+            UnknownServerError, for a name that isn't configured;
+            NoReplicaError, in read-only mode where no replica is fresh enough
         """
         registry = self.anyblok
         call: Call = kwargs.pop(provenance.CALL, NO_CALL)
@@ -241,7 +274,7 @@ class MixinSession(SessionBase):
             # As without us.
             return bound  # type: ignore[no-any-return]
 
-        decision = self.decision_for(clause, call)
+        decision = self._decided(clause, call)
         logger.debug("%s", decision)
         if decision.server_name is None:
             raise _error_of(decision)
@@ -265,6 +298,8 @@ class MixinSession(SessionBase):
         """
         registry = self.anyblok
         topology = registry.topology
+        reader = registry.reader()
+        freshness = registry.freshness
         placement = self.placement()
         usable = registry.usable_readers()
         if placement.lost:
@@ -276,6 +311,10 @@ class MixinSession(SessionBase):
             Situation(
                 classify=partial(registry.statements.need_of, clause),
                 usable=usable,
+                behind=call.behind,
+                **self._known_freshness(usable, reader, call),
+                last=freshness.stays_on(reader),
+                wrote_lately=freshness.must_ask_primary(reader),
                 has_primary=not topology.read_only,
                 has_replicas=bool(topology.replicas),
                 loading=registry.is_loading,
@@ -285,45 +324,242 @@ class MixinSession(SessionBase):
                 intent=self.intent,
                 pinned=self._is_pinned(),
                 placement=placement,
-                draw=random(),
+                draw=registry.draw,
             )
         )
 
     def placement(self) -> Placement:
         """Return where this unit of work has been placed so far"""
-        root, placement = self._placed
-        if root is None or root is not self.get_transaction():
+        unit = self._current()
+        if unit is None:
             return NOWHERE
 
-        if self._flushed_on is not None and not is_unused(self._flushed_on):
-            self._flushed_on = None
-            placement = placement.with_write()
-            self._placed = (root, placement)
+        flushed_on = unit.flushed_on
+        if flushed_on is not None and not is_unused(flushed_on):
+            unit.flushed_on = None
+            unit.placement = unit.placement.with_write()
 
-        return placement
+        return unit.placement
+
+    def _current(self) -> UnitOfWork | None:
+        """Return what is known of this unit of work; None: it hasn't begun"""
+        unit = self._unit
+        if unit.root is None or unit.root is not self.get_transaction():
+            return None
+
+        return unit
+
+    @property
+    def wish(self) -> Wish | None:
+        """Return what the innermost block of code around wants"""
+        return self._wishes[-1][1] if self._wishes else None
 
     @property
     def intent(self) -> Intent | None:
-        """Return what the innermost block of code around wants"""
-        return self._intents[-1][1] if self._intents else None
+        """Return where the innermost block of code, or the request, wants"""
+        if self._wishes:
+            return self._wishes[-1][1].intent
+
+        if self.anyblok.reader().wants_primary:
+            return Intent.PRIMARY
+
+        return None
 
     @contextmanager
-    def wanting(self, intent: Intent) -> Iterator[None]:
-        """Route what this session does in the block as its caller wants
+    def wanting(self, wish: Wish) -> Iterator[None]:
+        """Let a block of code say where it wants to go; it nests
 
-        :param intent: of the block; a block inside may want something else
+        :param wish: what it wants
         """
-        if intent is Intent.PRIMARY and not self._flushing:
-            # What is held of a replica is no answer of the primary.
+        if wish.intent is Intent.PRIMARY and not self._flushing:
+            # What it sees from now on is the primary's.
             self.forget_replica_reads()
 
         token = object()
-        self._intents = (*self._intents, (token, intent))
+        self._wishes = (*self._wishes, (token, wish))
         try:
             yield
         finally:
             # Blocks of generators don't always end in their order.
-            self._intents = tuple(x for x in self._intents if x[0] is not token)
+            self._wishes = tuple(x for x in self._wishes if x[0] is not token)
+
+    def _decided(self, clause: Any, call: Call) -> Decision:
+        """Return where a statement goes: its replica is fresh enough"""
+        while True:
+            decision = self.decision_for(clause, call)
+            name = decision.server_name
+            if (
+                call is NO_CALL
+                or name is None
+                or name == call.wanted
+                or self.is_aside
+                or not self.anyblok.is_replica(name)
+                or self._is_fresh(name, decision, clause, call)
+            ):
+                return decision
+
+            call.behind.add(name)
+
+    def _known_freshness(
+        self, usable: Iterable[str], reader: Reader, call: Call
+    ) -> dict[str, Any]:
+        """Return which replicas may be fresh enough, for a Situation"""
+        floor = call.floor or reader.knows.floor
+        if floor is None:
+            return {}
+
+        freshness = self.anyblok.freshness
+        promising, nearest = freshness.promising(
+            [x for x in usable if x != PRIMARY and x not in call.behind], floor
+        )
+        return {"promising": promising, "nearest": nearest}
+
+    def _is_fresh(
+        self, name: str, decision: Decision, clause: Any, call: Call
+    ) -> bool:
+        """Return True where a replica has what the caller must see"""
+        registry = self.anyblok
+        freshness = registry.freshness
+        if not freshness.has_positions:
+            return True
+
+        reader: Reader = registry.reader()
+        limit = self._max_staleness(clause)
+        unit = self._current()
+        if (
+            limit is None
+            and unit is not None
+            and unit.checked
+            and unit.checked_floor is reader.knows.floor
+            and unit.placement.replica == name
+        ):
+            return True
+
+        call.clause, call.decision = clause, decision
+        try:
+            floor = call.floor = self._floor(name, reader, call, limit)
+            if floor is None and reader.knows.seen is None:
+                # A reader that has seen nothing, and is promised nothing.
+                return True
+
+            call.server, call.from_replica = name, True
+            connection = super().connection(
+                bind_arguments={"bind": registry.engine_of(name)}
+            )
+            is_fresh: bool = freshness.is_fresh(
+                connection, reader, floor, self._until(call)
+            )
+        except Behind as error:
+            logger.debug("No replica is known to be fresh enough: %s", error)
+            call.behind.update(x.name for x in registry.topology.replicas)
+            is_fresh = False
+
+        if not is_fresh:
+            freshness.note_behind(name)
+
+        self._note_checked(reader, call, is_fresh)
+        return is_fresh
+
+    def _floor(
+        self, name: str, reader: Reader, call: Call, limit: float | None
+    ) -> ConsistencyToken | None:
+        """Return the position that a replica must have reached
+
+        :exception: Behind, where the primary must be asked and isn't there
+        """
+        freshness = self.anyblok.freshness
+        unit = self._current()
+        if unit is not None and unit.has_floor:
+            call.floor_at_start = unit.floor
+        elif not call.has_floor:
+            call.floor_at_start = freshness.floor_at_start(reader)
+            call.has_floor = True
+
+        if unit is not None and unit.saw_primary and self._keeps_reader():
+            reader.note_read(Seen(PRIMARY, None, monotonic()))
+
+        seen = reader.knows.seen
+        if seen is not None and seen.server != name:
+            self._cover(reader)
+
+        floor = freshest(call.floor_at_start, reader.knows.floor)
+        if self.wish is not None:
+            floor = freshest(floor, self.wish.token)
+
+        if limit is not None:
+            since = freshness.primary_since(monotonic() - limit)
+            floor = freshest(floor, since)
+
+        return floor
+
+    def _cover(self, reader: Reader) -> None:
+        """Learn a position that has all that the reader has seen
+
+        :exception: Behind, where none is to be had
+        """
+        registry = self.anyblok
+        left = self.placement().lost
+        usable = [x for x in registry.usable_readers() if x not in left]
+        try:
+            registry.freshness.cover(reader, usable)
+        except Behind:
+            if not registry.topology.read_only:
+                raise
+
+            # There is nobody who knows more, and nothing else to read from.
+            logger.debug("What was seen before can't be compared")
+
+    def _until(self, call: Call) -> float:
+        """Return till when a statement waits for a replica"""
+        if call.until is None:
+            call.until = monotonic() + self.anyblok.freshness.options.wait
+
+        return call.until
+
+    def _note_checked(self, reader: Reader, call: Call, is_fresh: bool) -> None:
+        """Note what the question whether a replica is fresh enough has given"""
+        unit = self._current()
+        if unit is None:
+            return
+
+        if call.has_floor:
+            unit.floor, unit.has_floor = call.floor_at_start, True
+
+        if is_fresh:
+            unit.checked, unit.checked_floor = True, reader.knows.floor
+        elif not unit.served:
+            unit.placement = unit.placement.without_replica()
+
+    def _max_staleness(self, clause: Any) -> float | None:
+        """Return how many seconds behind the primary a replica may be"""
+        wish = self.wish
+        if wish is not None and wish.max_staleness is not None:
+            return wish.max_staleness
+
+        limit: float | None = self.anyblok.max_staleness_of(clause)
+        return limit
+
+    def _note_seen(self, server: str) -> None:
+        """Note that a replica has given rows to this unit of work"""
+        unit = self._current()
+        if unit is None:
+            return
+
+        unit.served = True
+        freshness = self.anyblok.freshness
+        if not (freshness.keeps_sessions and freshness.has_positions):
+            return
+
+        reader: Reader = self.anyblok.reader()
+        seen = unit.seen
+        if seen is None or seen.server != server:
+            link = freshness.link_of(unit.reads_on[server])
+            instance = None if link is None else link.instance
+            seen = unit.seen = Seen(server, instance, 0.0)
+
+        seen.at = monotonic()
+        if reader.knows.seen is not seen:
+            reader.note_read(seen)
 
     def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement; see SQLAlchemy's ``Session.execute``"""
@@ -380,6 +616,15 @@ class MixinSession(SessionBase):
             registry.unittest_transaction or registry.is_loading
         )
 
+    def _keeps_reader(self) -> bool:
+        """Return True where what this session sees counts for its reader"""
+        registry = self.anyblok
+        return (
+            registry.freshness.keeps_sessions
+            and not self.is_aside
+            and registry.unittest_transaction is None
+        )
+
     def _check_bulk(self, what: str, instances: Iterable[Any] = ()) -> None:
         """Refuse a bulk write that the caller, or newer data, forbids"""
         self.check_write(what)
@@ -395,12 +640,21 @@ class MixinSession(SessionBase):
             and not registry.topology.read_only
         )
 
-    def connection(self, *args: Any, **kwargs: Any) -> Connection:
+    def connection(
+        self, bind_arguments: Any = None, *args: Any, **kwargs: Any
+    ) -> Connection:
         """Return a connection; see SQLAlchemy's ``Session.connection``"""
-        connection = super().connection(*args, **kwargs)
-        if self._placed[1].on_primary and not self._flushing:
+        call = Call(None)
+        arguments = {**(bind_arguments or {}), provenance.CALL: call}
+        connection = super().connection(arguments, *args, **kwargs)
+        name = call.server
+        if name is not None and name in self._connections_of_replicas():
+            self._note_seen(name)
+
+        if self.placement().on_primary and not self._flushing:
             # What the caller does with it is unknown.
             self._place(Placement.with_write)
+            self._unit.saw_primary = True
 
         return connection
 
@@ -547,24 +801,33 @@ class MixinSession(SessionBase):
             return
 
         statements = self.anyblok.statements
-        if call.from_replica:
-            self._served = self.get_transaction()
+        if decision.reason in DRAWN and call.server is not None:
+            self.anyblok.reader().note_unit(call.server)
+
+        if call.from_replica and call.server is not None:
+            self._note_seen(call.server)
             return
 
-        if statements.change_schema(call.clause):
-            self._changed_schema = self.get_transaction()
+        unit = self._current()
+        if unit is None:
+            return
 
+        need = statements.need_of(call.clause)
+        unit.fell_back |= decision.reason in FALLBACKS
+        unit.saw_primary |= need.shows_data and not (
+            self.wish is not None and self.wish.is_internal
+        )
+        unit.changed_schema |= statements.change_schema(call.clause)
         if not self.placement().wrote and not (
-            decision.reason in READS_ON_PRIMARY
-            and statements.need_of(call.clause).is_read
+            decision.reason in READS_ON_PRIMARY and need.is_read
         ):
             self._place(Placement.with_write)
 
     def _place(self, change: Callable[[Placement], Placement]) -> None:
         """Change where this unit of work is placed"""
-        root = self.get_transaction()
-        if self._placed[0] is root:
-            self._placed = (root, change(self._placed[1]))
+        unit = self._current()
+        if unit is not None:
+            unit.placement = change(unit.placement)
 
     def _may_run_again(self, call: Call, error: DBAPIError) -> bool:
         """Return True where a statement that failed may be decided anew
@@ -588,19 +851,20 @@ class MixinSession(SessionBase):
             # The caller has vouched for it, or there is no primary.
             return False
 
-        if is_lost(self._reads_on[name], error):
+        if is_lost(self._connections_of_replicas()[name], error):
             return self._leave_lost(name)
 
         return self._refused(name, call.clause, error)
 
     def _connections_of_replicas(self) -> Mapping[str, Connection]:
         """Return the replicas' connections of this unit of work"""
-        ours = self._placed[0] is self.get_transaction()
-        return self._reads_on if ours else {}
+        unit = self._current()
+        return {} if unit is None else unit.reads_on
 
     def _leave_lost(self, name: str) -> bool:
         """Leave a replica whose connection is lost, if that loses nothing"""
-        served = self._served is self.get_transaction()
+        unit = self._current()
+        served = unit is not None and unit.served
         if served and self.anyblok.has_snapshots:
             # What follows would be of another snapshot.
             return False
@@ -641,24 +905,24 @@ def _record_placement(
     if name is None:
         return
 
-    root = session.get_transaction()
-    if session._placed[0] is not root:
-        session._placed = (root, NOWHERE)
-        session._flushed_on = session._served = None
-        session._reads_on = {}
+    unit = session._current()
+    if unit is None:
+        unit = session._unit = UnitOfWork(session.get_transaction())
 
     before = session.placement()
     if session.anyblok.is_replica(name):
-        session._reads_on = {**session._reads_on, name: connection}
+        unit.reads_on[name] = connection
         kept = before.replica in session.anyblok.usable_readers()
         after = before if kept else before.with_replica(name)
     elif session._flushing:
-        after, session._flushed_on = before, connection
+        after, unit.flushed_on = before, connection
+        unit.primary = connection
     else:
+        unit.primary = connection
         after = before.with_primary()
         provenance.expire_replica_reads(session)
 
-    session._placed = (root, after)
+    unit.placement = after
 
 
 def _end_replica_side(session: MixinSession) -> None:
@@ -673,15 +937,76 @@ def _end_replica_side(session: MixinSession) -> None:
         end_now(connection)
 
 
-def _forget_catalogue(session: MixinSession) -> None:
-    """Have the catalogue read again that this transaction has changed"""
-    changed = session._changed_schema
-    if changed is None or session.in_nested_transaction():
+def _after_commit(session: MixinSession) -> None:
+    """Note what a commit has changed for what comes after it"""
+    unit = session._current()
+    if unit is None or session.in_nested_transaction():
         return
 
-    if changed is session.get_transaction():
-        session._changed_schema = None
+    if unit.changed_schema:
+        # The catalogue is read again when a statement wants to know.
         session.anyblok.forget_catalogue()
+
+    if not session._keeps_reader():
+        return
+
+    registry = session.anyblok
+    driver = _idle_driver(unit.primary)
+    if driver is None:
+        return
+
+    if not registry.topology.replicas:
+        # Asked when somebody wants to know.
+        registry.reader().note_unknown_write(None)
+    elif unit.placement.wrote:
+        registry.freshness.note_commit(registry.reader(), driver)
+        unit.covered = True
+    else:
+        _note_fallback(session)
+
+
+def _note_fallback(session: MixinSession) -> None:
+    """Note how far the primary is that has read for want of a replica
+
+    Not at the start of the next unit of work: until then a replica may have
+    caught up.
+    """
+    unit = session._current()
+    if unit is None or not unit.fell_back or not session._keeps_reader():
+        return
+
+    driver = _idle_driver(unit.primary)
+    if driver is not None and session.anyblok.freshness.has_positions:
+        registry = session.anyblok
+        registry.freshness.note_primary_read(registry.reader(), driver)
+        unit.covered = True
+
+
+def _note_end(session: MixinSession, transaction: SessionTransaction) -> None:
+    """Note that what this unit of work has read, it has read by now"""
+    unit = session._unit
+    if unit.root is not transaction:
+        return
+
+    session._unit = NO_UNIT
+    if not session._keeps_reader():
+        return
+
+    now = monotonic()
+    if unit.seen is not None:
+        unit.seen.at = now
+
+    if unit.saw_primary and not unit.covered:
+        session.anyblok.reader().note_read(Seen(PRIMARY, None, now))
+
+
+def _idle_driver(connection: Connection | None) -> Any:
+    """Return the driver's connection, if it can be asked something now"""
+    if connection is None or connection.closed or connection.invalidated:
+        return None
+
+    driver: Any = connection.connection.dbapi_connection
+    return None if is_in_transaction(driver) else driver
 
 
 def _check_flush(
@@ -724,6 +1049,12 @@ def statement_of(statement: Any) -> Any:
 def _error_of(decision: Decision) -> Exception:
     """Return the error of a decision without a server"""
     because = decision.because or "The statement"
+    if decision.reason is Reason.NO_FRESH_REPLICA:
+        return NoReplicaError(
+            "Read-only mode, and no replica of --db-ro-urls has reached the "
+            "position that is asked for: try again, or set --db-ro-wait"
+        )
+
     if decision.reason is Reason.WRITE_ON_REPLICAS:
         return _replica_write_error(because)
 

@@ -7,10 +7,189 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from ..consistency import (
+    ConsistencyToken,
+    end_of_record,
+    format_lsn,
+    parse_lsn,
+)
+from ..positions import Known
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ALIVE = "SELECT 1"
+
+# Of the primary: what has been inserted, and not what has been written or
+# flushed, which is less under synchronous_commit = off. Where commits wait for
+# the flush, what isn't flushed can't have been seen: a transaction that goes
+# on, or has been rolled back, may leave much more, and nobody hurries to flush
+# it. pg_walfile_name()
+# knows the timeline of the insertion; pg_control_checkpoint() lags.
+PRIMARY_POSITION = """
+SELECT at.lsn, file.file_name, file.file_offset,
+       pg_catalog.current_setting('wal_block_size'),
+       (SELECT system_identifier FROM pg_catalog.pg_control_system()),
+       CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off'
+           THEN NULL ELSE pg_catalog.pg_current_wal_flush_lsn() END
+FROM (SELECT pg_catalog.pg_current_wal_insert_lsn() AS lsn) AS at,
+     pg_catalog.pg_walfile_name_offset(at.lsn) AS file
+"""
+
+# Of a replica. pg_last_wal_replay_lsn() stays what it was on one that has been
+# promoted. The timeline is no more than the one of the replay: that of the
+# walreceiver, which an ordinary role doesn't see, or of the last restartpoint.
+_REPLAYED = """
+       pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn(),
+       greatest(
+           (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),
+           (SELECT min_recovery_end_timeline
+              FROM pg_catalog.pg_control_recovery()),
+           (SELECT received_tli FROM pg_catalog.pg_stat_get_wal_receiver())
+       ),
+       (SELECT system_identifier FROM pg_catalog.pg_control_system())
+"""
+REPLICA_POSITION = f"SELECT {_REPLAYED}"
+
+# And which server it is: behind one name there may be several, and behind a
+# pooler a backend whose number isn't the connection's.
+REPLICA_IDENTITY = f"""
+SELECT pg_catalog.pg_backend_pid(),
+       pg_catalog.pg_postmaster_start_time()::text,
+       pg_catalog.inet_server_addr()::text,
+       pg_catalog.inet_server_port(), {_REPLAYED}
+"""
+
+# A number that is negative as PostgreSQL's bigint.
+UNSIGNED = 0xFFFFFFFFFFFFFFFF
+
+# The first that waits for a position by itself: it is known in the format of
+# libpq's server version.
+WAIT_FOR_LSN_SINCE = 190000
+
+
+class Identity(NamedTuple):
+    """What a connection to a replica leads to
+
+    :param key: of the running server
+    :param pooled: True behind a pooler, which may connect anew at any time
+    :param known: how far the server is; None: it is no replica
+    """
+
+    key: tuple[str, ...]
+    pooled: bool
+    known: Known | None
+
+
+def primary_position(driver: Any) -> Known:
+    """Return how far the primary is, by one round trip
+
+    :param driver: a connection of psycopg2 or psycopg, without a transaction
+    :exception: the driver's; 55000 on a server in recovery
+    """
+    asked_at = time.monotonic()
+    row = _row(driver, PRIMARY_POSITION)
+    lsn, name, offset, page_size, system_id, flushed = row
+    position = ConsistencyToken(
+        system_id=system_id & UNSIGNED,
+        timeline=int(name[:8], 16),
+        lsn=end_of_record(parse_lsn(lsn), offset, int(page_size)),
+    )
+    visible = position
+    if flushed is not None:
+        least = min(parse_lsn(flushed), position.lsn)
+        visible = replace(position, lsn=least)
+
+    return Known(asked_at, position, visible=visible)
+
+
+def replica_position(driver: Any) -> Known | None:
+    """Return how far a replica is, by one round trip
+
+    :param driver: a connection of psycopg2 or psycopg, without a transaction
+    :rtype: None for a server that isn't a replica
+    :exception: the driver's
+    """
+    asked_at = time.monotonic()
+    return _replayed(asked_at, _row(driver, REPLICA_POSITION))
+
+
+def replica_identity(driver: Any) -> Identity:
+    """Return what a connection to a replica leads to, by one round trip
+
+    :param driver: a connection of psycopg2 or psycopg, without a transaction
+    :exception: the driver's
+    """
+    asked_at = time.monotonic()
+    pid, started, address, port, *replayed = _row(driver, REPLICA_IDENTITY)
+    return Identity(
+        key=(started, str(address), str(port)),
+        pooled=pid != driver.info.backend_pid,
+        known=_replayed(asked_at, replayed),
+    )
+
+
+def wait_for(driver: Any, position: ConsistencyToken, seconds: float) -> bool:
+    """Let a replica wait for a position, where its server can
+
+    PostgreSQL 19's ``WAIT FOR``, which knows nothing of timelines.
+
+    :param driver: a connection of psycopg2 or psycopg, without a transaction
+    :param position: to be replayed
+    :param seconds: to wait at most
+    :rtype: False where the server can't: nothing was asked
+    :exception: the driver's
+    """
+    if driver.info.server_version < WAIT_FOR_LSN_SINCE:
+        return False
+
+    timeout = max(1, round(seconds * 1000))
+    lsn = format_lsn(position.lsn)
+    _row(driver, f"WAIT FOR LSN '{lsn}' WITH (TIMEOUT '{timeout}ms', NO_THROW)")
+    return True
+
+
+def _replayed(asked_at: float, row: Any) -> Known | None:
+    is_replica, lsn, timeline, system_id = row
+    if not is_replica or lsn is None:
+        return None
+
+    return Known(
+        asked_at,
+        ConsistencyToken(system_id & UNSIGNED, timeline, parse_lsn(lsn)),
+    )
+
+
+def _row(driver: Any, question: str) -> Any:
+    """Return the only row of an answer, without a transaction around it"""
+    with without_transaction(driver), driver.cursor() as cursor:
+        cursor.execute(question)
+        return cursor.fetchone()
+
+
+@contextmanager
+def without_transaction(driver: Any) -> Iterator[None]:
+    """Let a connection's statements stand alone; that asks the server nothing
+
+    :param driver: a connection of psycopg2 or psycopg, without a transaction
+    """
+    before = driver.autocommit
+    if not before:
+        driver.autocommit = True
+
+    try:
+        yield
+    finally:
+        if not before and not driver.closed:
+            driver.autocommit = False
 
 
 def failure_of(engine: Engine) -> str | None:

@@ -70,6 +70,17 @@ class Catalogue:
 
         return _unknown("function", f"{_qualified(name, schema)}()")
 
+    def is_own_function(self, name: str, schema: str | None = None) -> bool:
+        """Return True where a function of this name isn't PostgreSQL's
+
+        :param name: of the function
+        :param schema: None: looked up in the search path
+        """
+        schemas = self.search_path if schema is None else (schema,)
+        return any(
+            (x, name) in self.functions for x in schemas if x != "pg_catalog"
+        )
+
     def need_of_relation(self, name: str, schema: str | None = None) -> Need:
         """Return what a SELECT from a table or a view needs
 

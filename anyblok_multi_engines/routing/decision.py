@@ -11,7 +11,7 @@ session connection, nothing is decided: the session returns that bind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -38,10 +38,13 @@ class Reason(StrEnum):
     ALREADY_ON_PRIMARY = "already_on_primary"
     PINNED_TO_PRIMARY = "pinned_to_primary"
     NOT_A_READ = "not_a_read"
+    RECENT_WRITE = "recent_write"
     REPLICA_LOST = "replica_lost"
+    REPLICA_BEHIND = "replica_behind"
     ALREADY_ON_REPLICA = "already_on_replica"
     USABLE_REPLICA = "usable_replica"
     PRIMARY_TAKES_READS = "primary_takes_reads"
+    NO_FRESH_REPLICA = "no_fresh_replica"
     NO_USABLE_REPLICA = "no_usable_replica"
     READ_ONLY_MODE = "read_only_mode"
 
@@ -72,6 +75,14 @@ class Situation:
     :param classify: gives the need of the statement; pure, and asked only by
         the rules that want to know
     :param usable: names of the usable servers that take reads
+    :param behind: names of those that have been found not to be fresh enough
+    :param promising: of the usable replicas, those that are known to be fresh
+        enough or haven't been found behind lately; None: any will do
+    :param nearest: the usable replica that is known to be furthest
+    :param last: the server that the session's last unit of work has read from
+        and that this one stays on; None: any will do
+    :param wrote_lately: True where only the primary is sure to have what the
+        session has written
     :param has_primary: False in read-only mode
     :param has_replicas: False where one server does everything
     :param loading: this thread creates, upgrades or reloads the registry
@@ -82,11 +93,16 @@ class Situation:
     :param pinned: the unit of work needs a transaction that only the primary
         has
     :param placement: where the unit of work has been placed so far
-    :param draw: a random number, 0 <= draw < 1
+    :param draw: gives a number, 0 <= number < 1, another one for each draw
     """
 
     classify: Callable[[], Need]
     usable: Sequence[str] = ()
+    behind: Collection[str] = ()
+    promising: Collection[str] | None = None
+    nearest: str | None = None
+    last: str | None = None
+    wrote_lately: bool = False
     has_primary: bool = True
     has_replicas: bool = True
     loading: bool = False
@@ -96,17 +112,22 @@ class Situation:
     intent: Intent | None = None
     pinned: bool = False
     placement: Placement = field(default=NOWHERE)
-    draw: float = 0.0
+    draw: Callable[[], float] = float
 
     @cached_property
     def need(self) -> Need:
         """Return what the statement needs, worked out when first asked"""
         return self.classify()
 
+    @cached_property
+    def candidates(self) -> tuple[str, ...]:
+        """Return the usable servers that may be fresh enough"""
+        return tuple(name for name in self.usable if name not in self.behind)
+
     @property
     def replicas(self) -> tuple[str, ...]:
-        """Return the usable servers that only read"""
-        return tuple(name for name in self.usable if name != PRIMARY)
+        """Return those of the candidates that only read"""
+        return tuple(name for name in self.candidates if name != PRIMARY)
 
 
 Rule = Callable[[Situation], Decision | None]
@@ -224,6 +245,14 @@ def not_a_read(asked: Situation) -> Decision | None:
     return _primary(asked, Reason.NOT_A_READ, need.because)
 
 
+def recent_write(asked: Situation) -> Decision | None:
+    """The session has written a moment ago, and no position tells who has it"""
+    if asked.wrote_lately and asked.has_primary:
+        return Decision(PRIMARY, Reason.RECENT_WRITE)
+
+    return None
+
+
 def replica_lost(asked: Situation) -> Decision | None:
     """The replica that the unit of work has read from is lost
 
@@ -236,10 +265,18 @@ def replica_lost(asked: Situation) -> Decision | None:
     return Decision(PRIMARY, Reason.REPLICA_LOST)
 
 
+def replica_behind(asked: Situation) -> Decision | None:
+    """The unit of work has read from a replica, and needs a fresher one now"""
+    if asked.placement.replica in asked.behind and asked.has_primary:
+        return Decision(PRIMARY, Reason.REPLICA_BEHIND)
+
+    return None
+
+
 def already_on_replica(asked: Situation) -> Decision | None:
-    """The unit of work reads from a replica that is still usable"""
+    """The unit of work reads from a replica that is still usable and fresh"""
     replica = asked.placement.replica
-    if replica is not None and replica in asked.usable:
+    if replica is not None and replica in asked.candidates:
         return Decision(replica, Reason.ALREADY_ON_REPLICA)
 
     return None
@@ -248,11 +285,20 @@ def already_on_replica(asked: Situation) -> Decision | None:
 def usable_replica(asked: Situation) -> Decision | None:
     """A usable server takes reads; the unit of work stays on it"""
     if asked.intent is Intent.REPLICAS:
-        usable: Sequence[str] = asked.replicas
+        names: Sequence[str] = asked.replicas
     else:
-        usable = asked.usable
+        names = asked.candidates
 
-    return _drawn(asked, usable, Reason.USABLE_REPLICA) if usable else None
+    return _drawn(asked, names, Reason.USABLE_REPLICA) if names else None
+
+
+def no_fresh_replica(asked: Situation) -> Decision | None:
+    """No usable replica is known to be fresh enough"""
+    if not asked.behind:
+        return None
+
+    server = PRIMARY if asked.has_primary else None
+    return Decision(server, Reason.NO_FRESH_REPLICA)
 
 
 def no_usable_replica(asked: Situation) -> Decision | None:
@@ -271,9 +317,12 @@ RULES: tuple[Rule, ...] = (
     already_on_primary,
     pinned_to_primary,
     not_a_read,
+    recent_write,
     replica_lost,
+    replica_behind,
     already_on_replica,
     usable_replica,
+    no_fresh_replica,
     no_usable_replica,
 )
 
@@ -295,16 +344,38 @@ def decide(asked: Situation) -> Decision:
 def _drawn(asked: Situation, names: Sequence[str], reason: Reason) -> Decision:
     """Return one of the servers: the unit of work's own where it is there"""
     if not names:
-        return _primary(asked, Reason.NO_USABLE_REPLICA, None)
+        return no_fresh_replica(asked) or _primary(
+            asked, Reason.NO_USABLE_REPLICA, None
+        )
 
     if asked.placement.replica in names:
         return Decision(asked.placement.replica, reason)
 
-    name = at_random(names, asked.draw)
+    names = _promising(asked, names)
+    name = asked.last
+    if name is None or name not in names:
+        name = at_random(names, asked.draw())
+
     if name == PRIMARY:
         return Decision(name, Reason.PRIMARY_TAKES_READS)
 
     return Decision(name, reason)
+
+
+def _promising(asked: Situation, names: Sequence[str]) -> Sequence[str]:
+    """Return the servers that may be fresh enough, or the nearest to it
+
+    The primary always is, and takes no more than its share of the reads.
+    """
+    if asked.promising is None:
+        return names
+
+    promising = [x for x in names if x == PRIMARY or x in asked.promising]
+    nearest = asked.nearest
+    if promising in ([], [PRIMARY]) and nearest is not None:
+        return (nearest,)
+
+    return promising or names
 
 
 def _primary(asked: Situation, reason: Reason, because: str | None) -> Decision:

@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+
+from ..consistency import ConsistencyToken
 
 #: The execution option by which a statement says where it wants to go
 OPTION = "anyblok_server"
@@ -21,3 +24,21 @@ class Intent(StrEnum):
 
     PRIMARY = "use_primary()"
     REPLICAS = "use_replicas()"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller of a block of code wants, and how fresh
+
+    :param intent: where to
+    :param max_staleness: seconds that a replica may be behind the primary;
+        None: as the models and the options say
+    :param token: the position that a replica must have reached; None: as the
+        session's consistency says
+    :param is_internal: True where what is read isn't shown to the application
+    """
+
+    intent: Intent
+    max_staleness: float | None = None
+    token: ConsistencyToken | None = None
+    is_internal: bool = False

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -27,16 +27,30 @@ class Need:
     :param because: the part of the statement that says so; None for a READ
     :param unknown: True where the catalogue has not heard of a name: it may
         have been created since the catalogue was read
+    :param sources: of a READ, the names of the relations and of the
+        application's functions from which it reads
     """
 
     kind: Kind
     because: str | None = None
     unknown: bool = False
+    sources: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def is_read(self) -> bool:
         """Return True where a replica can serve the statement"""
         return self.kind is Kind.READ
+
+    @property
+    def shows_data(self) -> bool:
+        """Return True where it may show what others have committed
+
+        Not what it writes itself.
+        """
+        if self.kind is Kind.WRITE:
+            return str(self.because).startswith("FOR ")
+
+        return not self.is_read or bool(self.sources)
 
 
 READ = Need(Kind.READ)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from sqlglot import exp
@@ -407,21 +408,28 @@ def _need_of_read(tokens: list[Token], catalogue: Catalogue) -> Need:
         tokens = _explained(tokens)
 
     names = Names(tokens)
+    relations: set[str] = set()
     try:
         tree = _tree(names.text)
         needs = list(_objections_of_tree(tree, catalogue))
         called = {node.name for node in tree.find_all(exp.Anonymous)}
+        relations.update(node.name for node in tree.find_all(exp.Table))
     except Unreadable as error:
         needs, called = [_unproven(str(error))], set()
 
     # What the catalogue says of a name is the better word, and comes first.
-    return _gravest(
+    need = _gravest(
         [
             *names.objections(catalogue, called),
             *needs,
             catalogue.need_of_any(),
         ]
     )
+    if need.is_read:
+        relations.update(names.own_functions(catalogue))
+        need = replace(need, sources=frozenset(relations))
+
+    return need
 
 
 def _explained(tokens: list[Token]) -> list[Token]:
@@ -547,6 +555,15 @@ class Names:
         for schema, name in self._names:
             yield _known(catalogue.need_of_relation(name, schema))
             yield _known(catalogue.need_of_cast(name))
+
+    def own_functions(self, catalogue: Catalogue) -> Iterator[str]:
+        """Yield the functions that aren't PostgreSQL's
+
+        :param catalogue: the primary's
+        """
+        for schema, name in self._calls:
+            if catalogue.is_own_function(name, schema):
+                yield name
 
     def _at(self, index: int) -> Token:
         return self._tokens[index] if index < len(self._tokens) else END

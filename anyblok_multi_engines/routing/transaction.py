@@ -40,6 +40,10 @@ class Placement:
         """
         return replace(self, replica=name)
 
+    def without_replica(self) -> Placement:
+        """Return the placement without a replica that hasn't served"""
+        return replace(self, replica=None)
+
     def with_lost(self, name: str, served: bool) -> Placement:
         """Return the placement after a replica's connection is lost
 

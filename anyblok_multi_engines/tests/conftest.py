@@ -202,6 +202,8 @@ OF_A_CONNECTION = (
     "ROLLBACK",
     "COMMIT",
     "current_schema()",
+    "pg_last_wal_replay_lsn()",
+    "pg_current_wal_insert_lsn()",
     "select pg_catalog",
 )
 
@@ -263,13 +265,21 @@ class Registries:
         self._made.append(registry)
         return registry
 
-    def replicated(self, servers: Servers) -> Registry:
-        """Return a registry of which replicas alone serve reads"""
+    def replicated(self, servers: Servers, **values: Any) -> Registry:
+        """Return a registry of which replicas alone serve reads
+
+        :param values: more options
+        """
         return self(
             servers.database,
             db_wo_url=servers.primary_url,
             db_ro_urls=servers.replica_urls,
+            **values,
         )
+
+    def eventual(self, servers: Servers) -> Registry:
+        """Return one that reads from replicas, however far they are behind"""
+        return self.replicated(servers, db_ro_consistency="eventual")
 
     def close(self) -> None:
         for registry in self._made:

@@ -27,6 +27,11 @@ def page():
 
 
 @pytest.fixture
+def registry(servers, make_registry):
+    return make_registry.eventual(servers)
+
+
+@pytest.fixture
 def behind(servers, registry):
     """Replicas have one book with 3 copies, of which the primary has 5"""
     registry.Book.insert(title="one", copies=3)

@@ -12,6 +12,12 @@ REPLICAS = {"replica1", "replica2"}
 
 
 @pytest.fixture
+def registry(servers, make_registry):
+    """Give a registry whose sessions read from replicas, however old"""
+    return make_registry.eventual(servers)
+
+
+@pytest.fixture
 def behind(servers, registry):
     """Stop the replay of every replica: what follows isn't there"""
     registry.commit()

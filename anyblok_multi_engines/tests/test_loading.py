@@ -44,7 +44,7 @@ def test_same_bloks_with_replicas_behind_or_gone(
     servers, make_registry, fault, caplog
 ):
     fault(servers)
-    registry = make_registry.replicated(servers)
+    registry = make_registry.eventual(servers)
     assert set(registry.loaded_bloks) == INSTALLED
     registry.Shelf.insert(name="x")
     registry.commit()
@@ -94,7 +94,7 @@ def test_listener_that_fails_for_a_replica(servers, make_registry, caplog):
 
 def test_without_migration_the_primary_is_read_too(servers, make_registry):
     pause(servers)
-    registry = make_registry.replicated(servers)
+    registry = make_registry.eventual(servers)
     registry.upgrade(install=["test-me-blok2"])
     registry.commit()
     registry.close()
@@ -114,7 +114,7 @@ def test_new_database_that_no_replica_has(
     servers = empty_servers
     fault(servers)
     servers.cluster.create_database(servers.database)
-    registry = make_registry.replicated(servers)
+    registry = make_registry.eventual(servers)
     assert "is out of the reads" in caplog.text
     registry.System.Parameter.set("a", 1)
     assert "test-me-blok4" in registry.System.Blok.list_by_state("uninstalled")
@@ -127,7 +127,7 @@ def test_new_database_that_no_replica_has(
 def test_upgrade_and_what_follows_with_replicas_behind(
     servers, make_registry, fault
 ):
-    registry = make_registry.replicated(servers)
+    registry = make_registry.eventual(servers)
     fault(servers)
     registry.upgrade(install=["test-me-blok1"])
     registry.upgrade(update=["test-me-blok4"])
@@ -137,7 +137,7 @@ def test_upgrade_and_what_follows_with_replicas_behind(
     registry.commit()
     registry.close()
     assert state_of(servers, "test-me-blok1") == "installed"
-    registry = make_registry.replicated(servers)
+    registry = make_registry.eventual(servers)
     assert set(registry.loaded_bloks) == INSTALLED | {
         "test-me-blok1",
         "test-me-blok2",
@@ -147,7 +147,7 @@ def test_upgrade_and_what_follows_with_replicas_behind(
 
 
 def test_not_one_statement_on_a_replica(servers, make_registry):
-    registry = make_registry.replicated(servers)
+    registry = make_registry.eventual(servers)
     registry.upgrade(install=["test-me-blok1"])
     registry.commit()
     registry.upgrade(uninstall=["test-me-blok1"])
@@ -177,7 +177,7 @@ def test_stale_instances_do_not_decide_an_upgrade(servers, make_registry):
     other.upgrade(install=["test-me-blok2"])
     other.commit()
     other.close()
-    registry = make_registry.replicated(servers)
+    registry = make_registry.eventual(servers)
     blok = registry.System.Blok.query().get("test-me-blok2")
     assert blok.state == "uninstalled"
     registry.upgrade(update=["test-me-blok2"])
@@ -216,7 +216,7 @@ def test_parts_of_an_upgrade_read_the_primary(servers, make_registry, call):
     other.upgrade(install=["test-me-blok2"])
     other.commit()
     other.close()
-    registry = make_registry.replicated(servers)
+    registry = make_registry.eventual(servers)
     registry.blok_list_is_loaded = False
     call(registry)
     assert servers.served_by(registry) == "primary"
@@ -299,7 +299,7 @@ class TestPrimaryDown:
     def test_is_told(self, servers, make_registry):
         servers.cluster.primary.stop("fast")
         with pytest.raises(ServerUnavailableError, match="installed bloks"):
-            make_registry.replicated(servers)
+            make_registry.eventual(servers)
 
         assert servers.database not in RegistryManager.registries
 

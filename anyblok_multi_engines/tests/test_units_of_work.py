@@ -467,6 +467,10 @@ class TestRowThatIsNotThereYet:
     """A commit expires what it wrote; the next access reads a replica"""
 
     @pytest.fixture
+    def registry(self, servers, make_registry):
+        return make_registry.eventual(servers)
+
+    @pytest.fixture
     def written(self, servers, registry):
         """Write a shelf that no replica has"""
         for replica in servers.cluster.replicas:

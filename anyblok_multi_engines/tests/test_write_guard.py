@@ -23,7 +23,7 @@ from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
 from anyblok_multi_engines.errors import StaleReadError
 from anyblok_multi_engines.provenance import read_of
-from anyblok_multi_engines.routing.intent import Intent
+from anyblok_multi_engines.routing.intent import Intent, Wish
 from anyblok_multi_engines.test_bloks.test5.values import Level, Thing
 from anyblok_multi_engines.tests.conftest import Registries, restored_options
 
@@ -77,7 +77,7 @@ if HAS_ONE2MANY:
 def module_registry(shared_servers):
     with restored_options() as options:
         registries = Registries(options)
-        registry = registries.replicated(shared_servers)
+        registry = registries.eventual(shared_servers)
         registry.upgrade(install=BLOKS)
         registry.commit()
 
@@ -923,7 +923,7 @@ class TestExpiry:
         self, registry, typed, on_primary
     ):
         session = registry.Session.session_factory(expire_on_commit=False)
-        with session.wanting(Intent.PRIMARY):
+        with session.wanting(Wish(Intent.PRIMARY)):
             team = session.get(registry.Team, 2)
             session.commit()
 
@@ -988,7 +988,7 @@ def test_no_update_is_lost(registry, servers, replicate, on_primary):
         instance = session.scalars(select(Pair)).one()
         if chance.random() < 0.5:
             other = sessions[session is sessions[0]]
-            with other.begin(), other.wanting(Intent.PRIMARY):
+            with other.begin(), other.wanting(Wish(Intent.PRIMARY)):
                 other.scalars(select(Pair)).one().n += 1
 
             done += 1
@@ -999,7 +999,7 @@ def test_no_update_is_lost(registry, servers, replicate, on_primary):
         except StaleReadError:
             refused += 1
             session.rollback()
-            with session.wanting(Intent.PRIMARY):
+            with session.wanting(Wish(Intent.PRIMARY)):
                 session.scalars(select(Pair)).one().n += 1
                 session.commit()
 

@@ -26,8 +26,12 @@ ON_REPLICA1 = NOWHERE.with_replica("replica1")
 BOTH = ("replica1", "replica2")
 
 
-def decided(need=READ, usable=BOTH, **facts):
-    return decide(Situation(classify=lambda: need, usable=usable, **facts))
+def decided(need=READ, usable=BOTH, draw=0.0, **facts):
+    return decide(
+        Situation(
+            classify=lambda: need, usable=usable, draw=lambda: draw, **facts
+        )
+    )
 
 
 # In the order of the rules: a fact, with all that could speak against it.
@@ -82,6 +86,15 @@ CASES = {
         "replica1",
         {"placement": ON_REPLICA1, "draw": 0.99},
     ),
+    Reason.RECENT_WRITE: (
+        "primary",
+        {"wrote_lately": True, "placement": ON_REPLICA1},
+    ),
+    Reason.REPLICA_BEHIND: (
+        "primary",
+        {"behind": ["replica1"], "placement": ON_REPLICA1},
+    ),
+    Reason.NO_FRESH_REPLICA: ("primary", {"behind": BOTH}),
     Reason.USABLE_REPLICA: ("replica2", {"draw": 0.99}),
     Reason.PRIMARY_TAKES_READS: (
         "primary",

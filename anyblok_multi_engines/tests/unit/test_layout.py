@@ -42,13 +42,19 @@ def test_imports_are_seen():
 
 @pytest.mark.parametrize("path", modules("routing"), ids=lambda x: x.stem)
 def test_routing_knows_values_only(path):
-    allowed = ("anyblok_multi_engines.routing", "sqlalchemy", "sqlglot")
+    allowed = (
+        "anyblok_multi_engines.consistency",
+        "anyblok_multi_engines.routing",
+        "sqlalchemy",
+        "sqlglot",
+    )
     standard = (
         "__future__",
         "collections",
         "dataclasses",
         "enum",
         "functools",
+        "itertools",
         "re",
         "typing",
     )

@@ -1,0 +1,541 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""What a reader must see, and which replica has it.
+
+A position that is known answers without a question. What must be asked is
+asked on the very connection that will read, but for the primary's position.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from logging import getLogger
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from .consistency import (
+    Consistency,
+    ConsistencyToken,
+    FreshnessOptions,
+    TimeToken,
+    Token,
+    decode,
+    freshest,
+)
+from .engines import is_in_transaction, is_lost, sqlstate_of
+from .errors import ConsistencyTokenError
+from .health.probe import (
+    primary_position,
+    replica_identity,
+    replica_position,
+    summary_of,
+    wait_for,
+)
+from .positions import Known, Link, Positions
+from .reader import Reader, Readers, Seen
+from .routing.decision import PRIMARY
+
+logger = getLogger(__name__)
+
+# undefined_function, insufficient_privilege, feature_not_supported,
+# syntax_error and undefined_object: the server has no positions to give, or
+# not to us. (Amazon Aurora, CockroachDB, a role without EXECUTE.)
+NO_POSITIONS = frozenset(["42883", "42501", "0A000", "42601", "42704", "42703"])
+
+# Seconds between two questions to a replica that is waited for: the first,
+# and the longest. Each is twice as long as the one before.
+FIRST_PAUSE = 0.0005
+LONGEST_PAUSE = 0.02
+
+# Seconds for which a replica that was behind isn't asked again, where another
+# one may be further.
+LATELY = 0.02
+
+# Units of work that a reader does on one replica before it looks at another:
+# to prove that the other is no older costs a round trip.
+UNITS_ON_ONE = 4
+
+# With positions, strong asks the primary; without, it can't know of the commits
+# of other processes.
+PROCESS_WIDE = (Consistency.REGISTRY, Consistency.STRONG)
+
+# In the info of a connection's record in the pool.
+LINK = "anyblok_multi_engines.link"
+
+
+class Behind(Exception):
+    """No replica is known to have what the reader has seen"""
+
+
+class Freshness:
+    """What the readers of a registry must see, and which replica has it
+
+    :param options: of the configuration
+    :param engines: by the servers' names
+    :param scope: AnyBlok's function that says whose session it is, or None
+    """
+
+    def __init__(
+        self,
+        options: FreshnessOptions,
+        engines: dict[str, Engine],
+        scope: Callable[[], Any] | None = None,
+    ) -> None:
+        self.options = options
+        self.positions = Positions()
+        #: What any session of the process has committed
+        self.process = Reader()
+        self._engines = engines
+        self._readers = Readers(scope)
+        self._behind_at: dict[str, float] = {}
+        #: False where the servers give no positions
+        self.has_positions = all(
+            engine.dialect.driver in ("psycopg", "psycopg2")
+            for engine in engines.values()
+        )
+        if not self.has_positions and len(engines) > 1:
+            self._fall_back("The dialect has no positions")
+
+    @property
+    def keeps_sessions(self) -> bool:
+        """Return True where a session sees what it has seen before"""
+        return self.options.consistency is not Consistency.EVENTUAL
+
+    def reader(self, registry: Any) -> Reader:
+        """Return who reads
+
+        :param registry: that is read from
+        """
+        return self._readers.current(registry)
+
+    def stays_on(self, reader: Reader) -> str | None:
+        """Return the server that a reader's next unit of work stays on
+
+        :param reader: None for it: any will do
+        """
+        knows = reader.knows
+        if not self.keeps_sessions or (
+            self.has_positions and knows.units % UNITS_ON_ONE == 0
+        ):
+            return None
+
+        return knows.server
+
+    def must_ask_primary(self, reader: Reader) -> bool:
+        """Return True while the primary alone will do for a reader
+
+        :param reader: who reads
+        """
+        until = reader.knows.primary_until
+        if self.options.consistency in PROCESS_WIDE:
+            until = max(until, self.process.knows.primary_until)
+
+        return bool(until) and time.monotonic() < until
+
+    def promising(
+        self, names: Iterable[str], floor: ConsistencyToken
+    ) -> tuple[list[str], str | None]:
+        """Return which replicas may have a position, and the furthest one
+
+        Without a question: a replica may, where it is known to, or where it
+        hasn't been found behind lately.
+
+        :param names: of the replicas
+        :param floor: the position
+        """
+        lately = time.monotonic() - LATELY
+        promising, nearest, furthest = [], None, -1
+        for name in names:
+            known = self.positions.known_of(name)
+            if self._behind_at.get(name, 0.0) < lately or (
+                known is not None and floor.is_reached_by(known.position)
+            ):
+                promising.append(name)
+
+            if known is not None and known.position.lsn > furthest:
+                nearest, furthest = name, known.position.lsn
+
+        return promising, nearest
+
+    def note_behind(self, name: str) -> None:
+        """Note that a replica has been found behind what a reader must see
+
+        :param name: of the replica
+        """
+        self._behind_at[name] = time.monotonic()
+
+    def floor_at_start(self, reader: Reader) -> ConsistencyToken | None:
+        """Return what a unit of work that begins must see
+
+        :param reader: who reads
+        :exception: Behind, where the primary must be asked and isn't there
+        """
+        floor = reader.knows.floor
+        if not self.has_positions:
+            return floor
+
+        consistency = self.options.consistency
+        if consistency is Consistency.STRONG:
+            return freshest(floor, self._primary_now().position)
+
+        if consistency is Consistency.REGISTRY:
+            seen = self.process.knows.seen
+            if seen is not None:
+                self.process.note_covered(seen, self.primary_since(seen.at))
+
+            floor = freshest(floor, self.process.knows.floor)
+
+        return floor
+
+    def primary_since(self, at: float) -> ConsistencyToken:
+        """Return a position of the primary at or after a moment
+
+        :param at: seconds of ``time.monotonic()``
+        :exception: Behind, where the primary must be asked and isn't there
+        """
+        known = self.positions.primary_since(at) or self._primary_now()
+        return known.position
+
+    def cover(self, reader: Reader, usable: Collection[str]) -> None:
+        """Learn a position that has all that a reader has seen
+
+        Before it reads from another server.
+
+        :param reader: who reads
+        :param usable: the names of the replicas that can be asked
+        :exception: Behind, where none is to be had
+        """
+        seen = reader.knows.seen
+        if seen is None or not self.has_positions:
+            return
+
+        position = self._position_since(seen)
+        if (
+            position is None
+            and seen.instance is not None
+            and seen.server in usable
+        ):
+            # The one that was read from, and not the primary, which is ahead.
+            self._ask_again(seen)
+            position = self._position_since(seen)
+
+        reader.note_covered(seen, position or _visible(self._primary_now()))
+
+    def is_fresh(
+        self,
+        connection: Connection,
+        reader: Reader,
+        floor: ConsistencyToken | None,
+        until: float,
+    ) -> bool:
+        """Return True where a replica has what is asked for
+
+        :param connection: to the replica, that will read
+        :param reader: who reads; what it has seen elsewhere is in the floor
+        :param floor: the position to reach; None: nothing is asked for
+        :param until: seconds of ``time.monotonic()``, to wait at most
+        :exception: DBAPIError, Behind
+        """
+        link = self.link_of(connection)
+        if link is None:
+            return not self.has_positions
+
+        seen = reader.knows.seen
+        if seen is not None and not _is_same(seen, link):
+            # It has restarted, or is another one behind the same name.
+            self.cover(reader, ())
+            floor = freshest(floor, reader.knows.floor)
+
+        if floor is None or floor.is_reached_by(link.position):
+            return True
+
+        driver = connection.connection.dbapi_connection
+        if is_in_transaction(driver):
+            # A snapshot, or a cursor: it gets no fresher.
+            return False
+
+        try:
+            return _wait(driver, link, floor, until)
+        except connection.dialect.loaded_dbapi.Error as error:
+            if self._is_refused(error):
+                return True
+
+            wrapped = _wrapped(connection, error)
+            if is_lost(connection, wrapped):
+                raise wrapped from error
+
+            logger.debug("A replica's position: %s", summary_of(error))
+            return False
+
+    def link_of(self, connection: Connection) -> Link | None:
+        """Return what a connection to a replica leads to, if it is known
+
+        :param connection: to the replica
+        """
+        link: Link | None = connection.info.get(LINK)
+        return link
+
+    def identify(self, server: str, driver: Any, record: Any) -> None:
+        """Ask a new connection to a replica what it leads to
+
+        :param server: the replica's name
+        :param driver: the new connection
+        :param record: of the pool
+        """
+        if not self.has_positions:
+            return
+
+        since = time.monotonic()
+        try:
+            found = replica_identity(driver)
+        except self._engines[server].dialect.loaded_dbapi.Error as error:
+            if self._is_refused(error):
+                return
+
+            raise
+
+        instance = self.positions.instance(server, found.key)
+        link = record.info[LINK] = Link(
+            instance, 0.0 if found.pooled else since
+        )
+        if found.known is not None:
+            link.note(found.known)
+
+    def note_commit(self, reader: Reader, driver: Any) -> None:
+        """Ask how far the primary is, after a commit that may have written
+
+        It raises nothing: the commit is done.
+
+        :param reader: who has written
+        :param driver: the connection that has committed
+        """
+        if self.has_positions:
+            try:
+                known = primary_position(driver)
+            except Exception as error:
+                if not self._is_refused(error):
+                    self._note_unknown(reader, error)
+                    return
+            else:
+                self.positions.note_primary(known)
+                reader.note_written(known.position)
+                self.process.note_written(known.position)
+                return
+
+        now, sticky = time.monotonic(), self.options.sticky
+        reader.note_write_without_position(now, sticky)
+        self.process.note_write_without_position(now, sticky)
+
+    def note_primary_read(self, reader: Reader, driver: Any) -> None:
+        """Ask how far the primary is, after reads that no replica could serve
+
+        So a later read may find a replica that has caught up.
+
+        :param reader: who has read
+        :param driver: the connection that has read, without a transaction
+        """
+        seen = Seen(PRIMARY, None, time.monotonic())
+        reader.note_read(seen)
+        with suppress(Exception):
+            known = primary_position(driver)
+            self.positions.note_primary(known)
+            reader.note_covered(seen, _visible(known))
+
+    def _note_unknown(self, reader: Reader, error: Exception) -> None:
+        logger.warning(
+            "The position after a commit can't be asked; the next read asks "
+            "again, or goes to the primary: %s",
+            summary_of(error),
+        )
+        seen = Seen(PRIMARY, None, time.monotonic())
+        reader.note_unknown_write(seen)
+        self.process.note_unknown_write(seen)
+
+    def token_of(self, reader: Reader) -> str | None:
+        """Return the token after a reader's last commit that wrote
+
+        :param reader: who has written
+        :rtype: None where it hasn't written
+        """
+        if reader.knows.unknown_write:
+            with suppress(Behind):
+                reader.note_written(self._primary_now().position)
+
+        knows = reader.knows
+        if not self.has_positions or knows.unknown_write:
+            return self._time_token(reader)
+
+        return None if knows.written is None else str(knows.written)
+
+    def _time_token(self, reader: Reader) -> str | None:
+        knows = reader.knows
+        now = time.monotonic()
+        wrote_at = now if knows.unknown_write else knows.wrote_at
+        if wrote_at is None or now >= wrote_at + self.options.sticky:
+            return None
+
+        return str(
+            TimeToken(time.time() + wrote_at + self.options.sticky - now)
+        )
+
+    def read_after(self, reader: Reader, text: str) -> None:
+        """Let a reader's next reads be at least as fresh as a token
+
+        :param reader: who reads
+        :param text: the token
+        :exception: ConsistencyTokenError
+        """
+        token = self.token(text)
+        if isinstance(token, ConsistencyToken):
+            reader.must_see(token)
+        else:
+            left = min(token.until - time.time(), self.options.sticky)
+            if left > 0:
+                reader.must_ask_primary(time.monotonic() + left)
+
+    def token(self, text: str) -> Token:
+        """Return what a token says, if it is of this cluster
+
+        :param text: the token
+        :exception: ConsistencyTokenError
+        """
+        token = decode(text)
+        if isinstance(token, ConsistencyToken):
+            mine = self.learn_system_id()
+            if mine not in (None, token.system_id):
+                raise ConsistencyTokenError(
+                    "The token is of another cluster (system identifier "
+                    f"{token.system_id}, and this one is {mine}): its "
+                    "position means nothing here"
+                )
+
+        return token
+
+    def learn_system_id(self) -> int | None:
+        """Return the cluster's system identifier; None: nobody says it"""
+        if self.positions.system_id is None and self.has_positions:
+            with suppress(Behind):
+                self._primary_now()
+
+        return self.positions.system_id
+
+    def _position_since(self, seen: Seen) -> ConsistencyToken | None:
+        """Return a known position that has what was seen"""
+        known = None if seen.instance is None else seen.instance.known
+        if known is not None and known.since <= seen.at <= known.asked_at:
+            position: ConsistencyToken = known.position
+            return position
+
+        of_primary = self.positions.primary_since(seen.at)
+        return None if of_primary is None else _visible(of_primary)
+
+    def _ask_again(self, seen: Seen) -> None:
+        """Ask a replica that was read from how far it is by now"""
+        engine = self._engines[seen.server]
+        with suppress(SQLAlchemyError, engine.dialect.loaded_dbapi.Error):
+            connection = engine.raw_connection()
+            try:
+                link = connection.info.get(LINK)
+                if link is not None and _is_same(seen, link):
+                    known = replica_position(connection.dbapi_connection)
+                    if known is not None:
+                        link.note(known)
+            finally:
+                connection.close()
+
+    def _primary_now(self) -> Known:
+        """Return how far the primary is
+
+        :exception: Behind, where it isn't there
+        """
+        engine = self._engines.get(PRIMARY)
+        if engine is None or not self.has_positions:
+            raise Behind("There is no primary to ask")
+
+        try:
+            connection = engine.raw_connection()
+            try:
+                known = primary_position(connection.dbapi_connection)
+            finally:
+                connection.close()
+        except (SQLAlchemyError, engine.dialect.loaded_dbapi.Error) as error:
+            self._is_refused(error)
+            raise Behind(summary_of(error)) from error
+
+        self.positions.note_primary(known)
+        return known
+
+    def _is_refused(self, error: BaseException) -> bool:
+        """Return True where a server gives no positions, now and for ever"""
+        if sqlstate_of(error) not in NO_POSITIONS:
+            return False
+
+        if self.has_positions:
+            self._fall_back(summary_of(error))
+
+        return True
+
+    def _fall_back(self, why: str) -> None:
+        self.has_positions = False
+        logger.warning(
+            "No WAL positions are to be had, so a session that has written "
+            "reads from the primary for %s s (--db-ro-sticky): %s",
+            self.options.sticky,
+            why,
+        )
+
+
+def _visible(known: Known) -> ConsistencyToken:
+    """Return a position that has all that could be seen on the primary"""
+    return known.visible or known.position
+
+
+def _is_same(seen: Seen, link: Link) -> bool:
+    """Return True where a connection leads to what was seen, or to more"""
+    return link.instance is seen.instance and link.since <= seen.at
+
+
+def _wait(
+    driver: Any, link: Link, floor: ConsistencyToken, until: float
+) -> bool:
+    """Ask a replica until it has a position, or until it is too late
+
+    It is asked once at least.
+    """
+    pause = FIRST_PAUSE
+    while True:
+        known = replica_position(driver)
+        if known is None:
+            return False
+
+        link.note(known)
+        if floor.is_reached_by(known.position):
+            return True
+
+        if not floor.can_be_reached_from(known.position):
+            return False
+
+        left = until - time.monotonic()
+        if left <= 0:
+            return False
+
+        if not wait_for(driver, floor, left):
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _wrapped(connection: Connection, error: Exception) -> DBAPIError:
+    """Return a driver's error as SQLAlchemy would raise it"""
+    dialect = connection.dialect
+    wrapped = DBAPIError.instance(
+        None, None, error, dialect.loaded_dbapi.Error, dialect=dialect
+    )
+    assert isinstance(wrapped, DBAPIError)
+    return wrapped

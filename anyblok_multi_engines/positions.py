@@ -1,0 +1,172 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""How far the servers are known to be.
+
+What a replica has replayed it has for ever, as long as it runs: a standby
+that restarts may show an older state at first. A connection that has lived
+since before a position was asked is the proof that it still runs.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Hashable
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+from .consistency import ConsistencyToken
+
+# Of the primary's positions: seconds between two that are kept, and how many.
+# Together they reach back most of an hour, the finer the younger.
+SPACINGS = (0.001, 0.05, 1.0, 10.0)
+KEPT = 256
+
+
+class Known(NamedTuple):
+    """A position, and when it was asked
+
+    :param asked_at: seconds of ``time.monotonic()``, before the question
+    :param position: of the answer
+    :param since: when the connection that was asked was made: the server has
+        run from then on
+    :param visible: of the primary, a position that has all that could be seen
+        there, where that is less; see :mod:`.health.probe`
+    """
+
+    asked_at: float
+    position: ConsistencyToken
+    since: float = 0.0
+    visible: ConsistencyToken | None = None
+
+
+class Instance:
+    """A running server, and how far it is known to be"""
+
+    __slots__ = ("__weakref__", "known")
+
+    def __init__(self) -> None:
+        self.known: Known | None = None
+
+    def note(self, known: Known) -> None:
+        """Note how far it is
+
+        :param known: what it answered; an older answer says nothing new
+        """
+        before = self.known
+        if before is None or before.asked_at <= known.asked_at:
+            self.known = known
+
+
+class Link(NamedTuple):
+    """What a connection of the pool leads to
+
+    :param instance: the running server
+    :param since: when it was connected, in seconds of ``time.monotonic()``;
+        0.0 behind a pooler, which doesn't tell when it connects anew
+    """
+
+    instance: Instance
+    since: float
+
+    @property
+    def position(self) -> ConsistencyToken | None:
+        """Return a position that its server has reached for sure"""
+        known = self.instance.known
+        if known is None or known.asked_at < self.since:
+            # Of before a restart, as far as is known.
+            return None
+
+        return known.position
+
+    def note(self, known: Known) -> None:
+        """Note what the connection's server has answered
+
+        :param known: how far it is
+        """
+        self.instance.note(known._replace(since=self.since))
+
+
+class Positions:
+    """How far the servers of a registry are known to be"""
+
+    def __init__(self) -> None:
+        # Guards the samples and the instances; readers of an instance take
+        # what it knows as it is.
+        self._lock = threading.Lock()
+        self._samples = tuple(
+            (spacing, deque[Known](maxlen=KEPT)) for spacing in SPACINGS
+        )
+        self._instances: WeakValueDictionary[Hashable, Instance] = (
+            WeakValueDictionary()
+        )
+        self._latest: dict[str, Instance] = {}
+        #: PostgreSQL's system identifier; None: not known yet
+        self.system_id: int | None = None
+
+    def instance(self, server: str, key: Hashable) -> Instance:
+        """Return a running server
+
+        :param server: its name
+        :param key: what tells it from another behind the same name, and from
+            itself before a restart
+        """
+        with self._lock:
+            found = self._instances.setdefault((server, key), Instance())
+            self._latest[server] = found
+
+        return found
+
+    def known_of(self, server: str) -> Known | None:
+        """Return how far a replica was when it was asked last; a hint
+
+        :param server: its name
+        :rtype: None where it has not been asked
+        """
+        latest = self._latest.get(server)
+        return None if latest is None else latest.known
+
+    def note_primary(self, known: Known) -> None:
+        """Note how far the primary is
+
+        :param known: what it answered
+        """
+        self.system_id = known.position.system_id
+        with self._lock:
+            newest = self._samples[0][1]
+            if newest and newest[-1].position.timeline != (
+                known.position.timeline
+            ):
+                # A promotion: what is before it can't be compared.
+                for _, samples in self._samples:
+                    samples.clear()
+
+            for spacing, samples in self._samples:
+                if not samples or (
+                    known.asked_at - samples[-1].asked_at >= spacing
+                ):
+                    samples.append(known)
+
+    def primary_since(self, at: float) -> Known | None:
+        """Return the first known position of the primary that was asked since
+
+        What anybody has committed before, or read on any server, is in it.
+
+        :param at: seconds of ``time.monotonic()``
+        """
+        with self._lock:
+            found = [
+                samples[index]
+                for _, samples in self._samples
+                if (index := bisect_left(samples, (at,))) < len(samples)
+            ]
+
+        return min(found, key=_asked_at, default=None)
+
+
+def _asked_at(known: Known) -> float:
+    return known.asked_at

@@ -1,0 +1,230 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""Who reads: a thread, or a request; and what it must see from now on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .consistency import ConsistencyToken, freshest
+
+# How many scopes of AnyBlok's sessions a registry remembers.
+MAX_SCOPES = 10_000
+
+
+class Seen:
+    """What a reader has read from a server, and no position covers yet
+
+    :param server: its name
+    :param instance: the running server behind the name; None: unknown
+    :param at: when it read last, in seconds of ``time.monotonic()``
+    """
+
+    __slots__ = ("at", "instance", "server")
+
+    def __init__(self, server: str, instance: Any, at: float) -> None:
+        self.server = server
+        self.instance = instance
+        self.at = at
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a reader has seen and done, as far as its next reads must know
+
+    :param floor: the position that its reads must have
+    :param seen: what it has read that the floor doesn't cover
+    :param primary_until: seconds of ``time.monotonic()``: until then the
+        primary alone will do
+    :param written: the position after its last commit that wrote
+    :param unknown_write: True where that position hasn't been asked
+    :param wrote_at: of its last commit after which there was no position to
+        ask, in seconds of ``time.monotonic()``
+    :param server: the one that its last unit of work has read from
+    :param units: of work that it has read from there, one after the other
+    """
+
+    floor: ConsistencyToken | None = None
+    seen: Seen | None = None
+    primary_until: float = 0.0
+    written: ConsistencyToken | None = None
+    unknown_write: bool = False
+    wrote_at: float | None = None
+    server: str | None = None
+    units: int = 0
+
+
+@dataclass(eq=False)
+class Reader:
+    """A thread of the application, or one of its requests
+
+    A request may go through several threads, one after the other or at the
+    same time.
+
+    :param wants_primary: True: its units of work start on the primary
+    :param registry: the only one that it reads from; None: any
+    """
+
+    wants_primary: bool = False
+    registry: Any = field(default=None, repr=False)
+    knows: Knowledge = Knowledge()
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def must_see(self, position: ConsistencyToken) -> None:
+        """Let its next reads be at least as fresh as a position
+
+        :param position: what is fresher already stays
+        """
+        with self._lock:
+            floor = freshest(self.knows.floor, position)
+            if floor is not self.knows.floor:
+                self.knows = replace(self.knows, floor=floor)
+
+    def must_ask_primary(self, until: float) -> None:
+        """Let its next reads go to the primary
+
+        :param until: seconds of ``time.monotonic()``
+        """
+        with self._lock:
+            until = max(until, self.knows.primary_until)
+            self.knows = replace(self.knows, primary_until=until)
+
+    def note_unit(self, server: str) -> None:
+        """Note that a unit of work begins to read from a server
+
+        :param server: its name
+        """
+        with self._lock:
+            knows = self.knows
+            units = knows.units + 1 if knows.server == server else 1
+            self.knows = replace(knows, server=server, units=units)
+
+    def note_read(self, seen: Seen) -> None:
+        """Note that it has read from a server
+
+        :param seen: the server, and when
+        """
+        with self._lock:
+            self.knows = replace(self.knows, seen=seen)
+
+    def note_covered(self, seen: Seen, position: ConsistencyToken) -> None:
+        """Note a position that has all that the reader had seen
+
+        :param seen: what it had seen
+        :param position: of any server that has it all
+        """
+        with self._lock:
+            knows = self.knows
+            self.knows = replace(
+                knows,
+                floor=freshest(knows.floor, position),
+                seen=None if knows.seen is seen else knows.seen,
+            )
+
+    def note_written(self, position: ConsistencyToken) -> None:
+        """Note the position after a commit
+
+        It has all that was read before, on any server.
+
+        :param position: of the primary
+        """
+        with self._lock:
+            knows = self.knows
+            self.knows = replace(
+                knows,
+                floor=freshest(knows.floor, position),
+                seen=None,
+                written=freshest(knows.written, position),
+                unknown_write=False,
+            )
+
+    def note_write_without_position(self, at: float, sticky: float) -> None:
+        """Note a commit where the servers have no positions
+
+        :param at: when, in seconds of ``time.monotonic()``
+        :param sticky: seconds, for which the primary alone will do
+        """
+        self.must_ask_primary(at + sticky)
+        with self._lock:
+            self.knows = replace(self.knows, wrote_at=at)
+
+    def note_unknown_write(self, seen: Seen | None) -> None:
+        """Note a commit after which no position has been asked
+
+        :param seen: the primary, after the commit; None: it serves all reads
+        """
+        with self._lock:
+            self.knows = replace(
+                self.knows, seen=seen or self.knows.seen, unknown_write=True
+            )
+
+
+class Readers:
+    """The readers of a registry: one for each of AnyBlok's sessions
+
+    :param scope: AnyBlok's function that says whose session it is; None: the
+        thread's
+    """
+
+    def __init__(self, scope: Callable[[], Hashable] | None = None) -> None:
+        self._scope = scope
+        self._of_thread = threading.local()
+        self._of_scope: dict[Hashable, Reader] = {}
+
+    def current(self, registry: Any) -> Reader:
+        """Return who reads: the request, else AnyBlok's thread or scope
+
+        :param registry: that is read from
+        """
+        reader = _request.get()
+        if reader is not None and reader.registry in (None, registry):
+            return reader
+
+        if self._scope is not None:
+            return self._scoped(self._scope())
+
+        mine: Reader | None = getattr(self._of_thread, "reader", None)
+        if mine is None:
+            mine = self._of_thread.reader = Reader()
+
+        return mine
+
+    def _scoped(self, key: Hashable) -> Reader:
+        known = self._of_scope
+        reader = known.get(key)
+        if reader is None:
+            reader = known.setdefault(key, Reader())
+            while len(known) > MAX_SCOPES:
+                # The oldest: nobody says when a scope has ended.
+                known.pop(next(iter(known)), None)
+
+        return reader
+
+
+_request: ContextVar[Reader | None] = ContextVar(
+    "anyblok_multi_engines_reader", default=None
+)
+
+
+@contextmanager
+def serving(reader: Reader) -> Iterator[Reader]:
+    """Let what runs in the block, in any thread, read for a request
+
+    A ContextVar goes with the request into the threads that serve it, and
+    what is in it is the same object there.
+
+    :param reader: of the request
+    """
+    token = _request.set(reader)
+    try:
+        yield reader
+    finally:
+        _request.reset(token)

@@ -1,0 +1,703 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""Every reader sees what it must, on servers that are behind."""
+
+import logging
+import threading
+import time
+from io import StringIO
+from itertools import pairwise
+
+import pytest
+from sqlalchemy import func, select, text
+
+from anyblok_multi_engines.consistency import (
+    ConsistencyToken,
+    decode,
+    format_lsn,
+)
+from anyblok_multi_engines.errors import (
+    ConsistencyTokenError,
+    NoReplicaError,
+    OptionError,
+)
+from anyblok_multi_engines.freshness import UNITS_ON_ONE
+from anyblok_multi_engines.routing.decision import Reason
+
+REPLICAS = {"replica1", "replica2"}
+FUNCTIONS = "pg_current_wal_insert_lsn(), pg_last_wal_replay_lsn()"
+LOGGER = "anyblok_multi_engines"
+
+
+@pytest.fixture
+def make(servers, make_registry):
+    """Give a function that builds a registry with options of freshness"""
+
+    def make(**options):
+        values = {
+            "db_wo_url": servers.primary_url,
+            "db_ro_urls": servers.replica_urls,
+            "db_ro_consistency": "session",
+            **options,
+        }
+        return make_registry(servers.database, **values)
+
+    return make
+
+
+def write(registry, title="x"):
+    registry.Book.insert(title=title)
+    registry.commit()
+
+
+def titles(registry):
+    found = {book.title for book in registry.Book.query().all()}
+    registry.rollback()
+    return found
+
+
+def unit(registry, servers):
+    """Return who serves a unit of work of one read"""
+    name = servers.served_by(registry)
+    registry.rollback()
+    return name
+
+
+def units(registry, servers, number=24):
+    return {unit(registry, servers) for _ in range(number)}
+
+
+def pause(*replicas):
+    for replica in replicas:
+        replica.pause_replay()
+
+
+class TestToken:
+    def test_comes_with_a_commit_that_wrote_and_with_no_other(
+        self, registry, servers
+    ):
+        tokens = []
+
+        def work():
+            assert registry.consistency_token() is None
+            titles(registry)
+            registry.commit()
+            assert registry.consistency_token() is None
+            registry.Book.insert(title="x")
+            registry.rollback()
+            assert registry.consistency_token() is None
+            with registry.use_primary():
+                titles(registry)
+
+            registry.commit()
+            assert registry.consistency_token() is None
+            write(registry)
+            tokens.append(registry.consistency_token())
+            registry.Session.remove()
+            assert registry.consistency_token() == tokens[0]
+            registry.Session.remove()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert tokens[0].replace("-", "").replace("_", "").isalnum()
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "INSERT INTO book (title, copies) VALUES ('y', 1)",
+            "CREATE TABLE made_by_a_test (id integer)",
+            "WITH x AS (UPDATE book SET copies = 3 RETURNING 1) TABLE x",
+            "SELECT setval('system_sequence_seq_name', 5)",
+        ],
+    )
+    def test_comes_with_each_way_to_write(self, registry, statement):
+        write(registry)
+        before = decode(registry.consistency_token())
+        registry.execute(text(statement))
+        registry.commit()
+        after = decode(registry.consistency_token())
+        assert before.is_behind(after)
+
+    def test_comes_with_a_copy(self, registry):
+        cursor = registry.connection().connection.cursor()
+        with cursor:
+            copy = "COPY book (title, copies) FROM STDIN"
+            if hasattr(cursor, "copy_expert"):
+                cursor.copy_expert(copy, StringIO("z\t1\n"))
+            else:
+                with cursor.copy(copy) as rows:
+                    rows.write("z\t1\n")
+
+        registry.commit()
+        assert registry.consistency_token()
+
+    def test_costs_one_round_trip(self, registry, servers):
+        write(registry)
+        seen = len(servers.cluster.primary.log())
+        write(registry)
+        log = servers.cluster.primary.log(seen)
+        asked = log.count("pg_current_wal_insert_lsn() AS lsn")
+        begun = log.count("statement: BEGIN")
+        assert (asked, begun) == (1, 1)
+
+    @pytest.mark.parametrize("level", ["on", "off"])
+    def test_is_after_the_commit(self, registry, servers, level):
+        """Under synchronous_commit = off, too"""
+        primary = servers.cluster.primary
+        for number in range(10):
+            registry.execute(text(f"SET LOCAL synchronous_commit = {level}"))
+            write(registry, str(number))
+            token = decode(registry.consistency_token())
+            lsn = format_lsn(token.lsn)
+            behind = primary.query(
+                f"select pg_current_wal_insert_lsn() >= '{lsn}'::pg_lsn"
+            )
+            assert behind == [(True,)]
+            replica = servers.first
+            replica.wait_for_replay(lsn)
+            count = "select count(*) from book"
+            found = replica.query(count, database=servers.database)
+            assert found == [(number + 1,)]
+
+    def test_is_reached_while_the_primary_is_idle(self, registry, servers):
+        """At the end of a WAL page the position is before the next header"""
+        primary = servers.cluster.primary
+        at_the_end = 0
+        for number in range(3000):
+            size = 8 * (number % 40)
+            registry.execute(
+                text(
+                    "SELECT pg_logical_emit_message(true, 'x', "
+                    f"repeat('x', {size}))"
+                )
+            )
+            registry.commit()
+            token = decode(registry.consistency_token())
+            if token.lsn % 8192 == 0:
+                at_the_end += 1
+                servers.first.wait_for_replay(format_lsn(token.lsn), 5.0)
+                if at_the_end == 3:
+                    break
+
+        assert at_the_end
+        assert primary.is_running
+
+    def test_that_cannot_be_asked_means_the_primary(
+        self, registry, servers, caplog
+    ):
+        pause(*servers.cluster.replicas)
+        registry.Book.insert(title="x")
+        registry.flush()
+        asks = registry.freshness.note_commit
+
+        def after_the_commit(reader, driver):
+            servers.cluster.primary.terminate_backends(servers.database)
+            asks(reader, driver)
+
+        registry.freshness.note_commit = after_the_commit
+        with caplog.at_level(logging.WARNING, LOGGER):
+            registry.commit()
+
+        registry.freshness.note_commit = asks
+        assert "The position after a commit can't be asked" in caplog.text
+        assert titles(registry) == {"x"}
+        assert registry.consistency_token() is not None
+
+
+class TestSession:
+    def test_sees_its_own_commit_from_a_replica_that_has_it(
+        self, registry, servers
+    ):
+        pause(servers.first)
+        for number in range(10):
+            write(registry, str(number))
+            servers.cluster.replicas[1].wait_for_replay(
+                format_lsn(decode(registry.consistency_token()).lsn)
+            )
+            assert len(titles(registry)) == number + 1
+            assert unit(registry, servers) == "replica2"
+
+    def test_reads_from_the_primary_where_no_replica_has_it(
+        self, registry, servers
+    ):
+        write(registry)
+        pause(*servers.cluster.replicas)
+        write(registry, "y")
+        assert titles(registry) == {"x", "y"}
+        assert unit(registry, servers) == "primary"
+        servers.cluster.heal()
+        servers.cluster.wait_for_replay()
+        assert units(registry, servers) == REPLICAS
+
+    def test_other_threads_read_what_replicas_have(self, registry, servers):
+        pause(*servers.cluster.replicas)
+        write(registry)
+        served = []
+
+        def read():
+            served.append((titles(registry), unit(registry, servers)))
+            registry.Session.remove()
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+        assert served[0][0] == set()
+        assert served[0][1] in REPLICAS
+
+    def test_outlives_the_session_object(self, registry, servers):
+        pause(*servers.cluster.replicas)
+        write(registry)
+        registry.Session.remove()
+        assert titles(registry) == {"x"}
+
+    def test_expired_attribute_is_what_was_committed(self, registry, servers):
+        book = registry.Book.insert(title="old")
+        registry.commit()
+        servers.cluster.wait_for_replay()
+        pause(*servers.cluster.replicas)
+        book.title = "new"
+        registry.commit()
+        assert book.title == "new"
+
+    def test_never_goes_back_from_one_replica_to_another(
+        self, registry, servers
+    ):
+        ahead = servers.cluster.replicas[1]
+        pause(servers.first)
+        primary = servers.cluster.primary
+        most = 0
+        for number in range(60):
+            primary.execute(
+                f"insert into book (title, copies) values ('{number}', 1)",
+                database=servers.database,
+            )
+            if number % 3 == 0:
+                servers.cluster.primary.committed_lsn()
+                ahead.wait_for_replay(primary.committed_lsn())
+
+            found = len(titles(registry))
+            assert found >= most
+            most = found
+
+        assert most > 20
+
+    def test_never_goes_back_from_the_primary_to_a_replica(
+        self, registry, servers
+    ):
+        pause(*servers.cluster.replicas)
+        servers.cluster.primary.execute(
+            "insert into book (title, copies) values ('x', 1)",
+            database=servers.database,
+        )
+        assert titles(registry) == set()
+        with registry.use_primary():
+            assert titles(registry) == {"x"}
+
+        assert titles(registry) == {"x"}
+        with registry.use_replicas():
+            assert titles(registry) == {"x"}
+
+    def test_stays_on_a_replica_for_a_few_units_of_work(
+        self, registry, servers
+    ):
+        names = [unit(registry, servers) for _ in range(10 * UNITS_ON_ONE)]
+        changes = sum(a != b for a, b in pairwise(names))
+        assert set(names) == REPLICAS
+        assert changes <= 10
+
+    def test_that_only_reads_asks_no_question_but_now_and_then(
+        self, registry, servers
+    ):
+        units(registry, servers, 40)
+        sizes = {x.name: x.log_size for x in servers.cluster.servers}
+        units(registry, servers, 40)
+        asked = sum(
+            server.log(sizes[server.name]).count("pg_last_wal_replay_lsn")
+            + server.log(sizes[server.name]).count("pg_current_wal_insert")
+            for server in servers.cluster.servers
+        )
+        assert asked <= 2 * 40 / UNITS_ON_ONE
+
+    def test_does_not_believe_a_replica_that_has_restarted(
+        self, registry, servers
+    ):
+        """A standby that crashes may show an older state at first"""
+        write(registry)
+        servers.cluster.wait_for_replay()
+        assert units(registry, servers) == REPLICAS
+        links = {}
+        for replica in servers.cluster.replicas:
+            instance = registry.freshness.positions._latest[replica.name]
+            links[replica.name] = instance.known
+            replica.kill()
+            replica.start()
+
+        for _ in range(8):
+            assert titles(registry) == {"x"}
+
+
+class TestLevels:
+    def test_eventual_has_no_tokens(self, make, servers):
+        registry = make(db_ro_consistency="eventual")
+        pause(*servers.cluster.replicas)
+        size = servers.cluster.primary.log_size
+        write(registry)
+        assert registry.consistency_token() is None
+        assert titles(registry) == set()
+        log = servers.cluster.primary.log(size)
+        assert "pg_current_wal_insert_lsn" not in log
+
+    def test_registry_shows_what_another_thread_has_committed(
+        self, make, servers
+    ):
+        registry = make(db_ro_consistency="registry")
+        titles(registry)
+        pause(*servers.cluster.replicas)
+
+        def work():
+            write(registry)
+            registry.Session.remove()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert titles(registry) == {"x"}
+
+    def test_strong_shows_what_anybody_has_committed(self, make, servers):
+        registry = make(db_ro_consistency="strong")
+        assert unit(registry, servers) in REPLICAS
+        pause(servers.first)
+        for number in range(10):
+            servers.cluster.primary.execute(
+                f"insert into book (title, copies) values ('{number}', 1)",
+                database=servers.database,
+            )
+            assert len(titles(registry)) == number + 1
+
+        servers.cluster.replicas[1].wait_for_replay(
+            servers.cluster.primary.committed_lsn()
+        )
+        assert unit(registry, servers) == "replica2"
+
+    def test_of_a_bad_name_is_an_error(self, make):
+        with pytest.raises(OptionError, match="--db-ro-consistency: 'strict'"):
+            make(db_ro_consistency="strict")
+
+    @pytest.mark.parametrize("value", ["soon", -1, float("nan")])
+    @pytest.mark.parametrize(
+        "option", ["db_ro_wait", "db_ro_sticky", "db_ro_max_staleness"]
+    )
+    def test_bad_seconds_are_an_error(self, make, option, value):
+        name = "--" + option.replace("_", "-")
+        with pytest.raises(OptionError, match=f"{name}: .*; write seconds"):
+            make(**{option: value})
+
+
+class TestWait:
+    def test_lets_a_replica_catch_up(self, make, servers):
+        registry = make(db_ro_wait=5.0)
+        titles(registry)
+        for replica in servers.cluster.replicas:
+            replica.delay_replay(0.2)
+
+        for _ in range(3):
+            write(registry)
+            assert "x" in titles(registry)
+            assert unit(registry, servers) in REPLICAS
+
+    def test_ends(self, make, servers):
+        registry = make(db_ro_wait=0.3)
+        pause(*servers.cluster.replicas)
+        write(registry)
+        begun = time.monotonic()
+        assert unit(registry, servers) == "primary"
+        assert 0.3 <= time.monotonic() - begun < 2.0
+
+
+class TestReadAfter:
+    def test_raises_what_a_session_sees(self, registry, make_registry, servers):
+        pause(*servers.cluster.replicas)
+        tokens = []
+
+        def work():
+            write(registry)
+            tokens.append(registry.consistency_token())
+            write(registry, "y")
+            tokens.append(registry.consistency_token())
+            registry.Session.remove()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert titles(registry) == set()
+        registry.read_after(tokens[1])
+        assert titles(registry) == {"x", "y"}
+        registry.read_after(tokens[0])
+        floor = registry.reader().knows.floor
+        assert not floor.is_behind(decode(tokens[1]))
+
+    def test_holds_from_the_next_statement_on(self, registry, servers):
+        write(registry)
+        servers.cluster.wait_for_replay()
+        tokens = []
+        assert registry.Book.query().count() == 1
+        pause(*servers.cluster.replicas)
+
+        def work():
+            write(registry, "y")
+            tokens.append(registry.consistency_token())
+            registry.Session.remove()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert registry.Book.query().count() == 1
+        registry.read_after(tokens[0])
+        assert registry.Book.query().count() == 2
+
+    @pytest.mark.parametrize(
+        "token",
+        ["", "x", "é" * 32, "A" * 32, "A" * 5000, "%00", None, 3],
+    )
+    def test_of_garbage_is_an_error(self, registry, token):
+        with pytest.raises(ConsistencyTokenError, match="Not a token"):
+            registry.read_after(token)
+
+    def test_of_another_cluster_is_an_error(self, registry):
+        write(registry)
+        mine = decode(registry.consistency_token())
+        other = str(ConsistencyToken(mine.system_id + 1, 1, 1))
+        with pytest.raises(ConsistencyTokenError, match="another cluster"):
+            registry.read_after(other)
+
+    @pytest.mark.parametrize("timeline", [0, 2, 99])
+    def test_of_another_timeline_means_the_primary(
+        self, registry, servers, timeline
+    ):
+        write(registry)
+        servers.cluster.wait_for_replay()
+        mine = decode(registry.consistency_token())
+        served = []
+
+        def work():
+            registry.read_after(
+                str(ConsistencyToken(mine.system_id, timeline, 1))
+            )
+            served.append(unit(registry, servers))
+            registry.Session.remove()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert served == ["primary"]
+
+    def test_without_replicas_is_free(self, servers, make_registry):
+        registry = make_registry(servers.database, db_url=servers.primary_url)
+        size = servers.cluster.primary.log_size
+        write(registry)
+        log = servers.cluster.primary.log(size)
+        assert "pg_current_wal_insert_lsn" not in log
+        token = registry.consistency_token()
+        registry.read_after(token)
+        assert isinstance(decode(token), ConsistencyToken)
+
+
+class TestUseReplicas:
+    def test_with_a_token_is_at_least_as_fresh(self, registry, servers):
+        pause(*servers.cluster.replicas)
+        tokens = []
+
+        def work():
+            write(registry)
+            tokens.append(registry.consistency_token())
+            registry.Session.remove()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        with registry.use_replicas(token=tokens[0]):
+            assert titles(registry) == {"x"}
+
+    def test_with_a_token_ends_with_the_block(self, registry, servers):
+        write(registry)
+        servers.cluster.wait_for_replay()
+        token = decode(registry.consistency_token())
+        future = ConsistencyToken(token.system_id, token.timeline, 1 << 60)
+        with registry.use_replicas(token=str(future)):
+            assert unit(registry, servers) == "primary"
+
+        assert unit(registry, servers) in REPLICAS
+
+    def test_with_max_staleness(self, registry, servers):
+        write(registry)
+        servers.cluster.wait_for_replay()
+        pause(servers.first)
+        insert = "insert into book (title, copies) values ('y', 1)"
+        servers.cluster.primary.execute(insert, database=servers.database)
+        servers.cluster.replicas[1].wait_for_replay(
+            servers.cluster.primary.committed_lsn()
+        )
+        for _ in range(8):
+            with registry.use_replicas(max_staleness=0):
+                assert unit(registry, servers) == "replica2"
+
+        pause(servers.cluster.replicas[1])
+        servers.cluster.primary.execute(insert, database=servers.database)
+        with registry.use_replicas(max_staleness=0):
+            assert unit(registry, servers) == "primary"
+
+    def test_of_an_idle_primary_a_replica_is_not_old(self, registry, servers):
+        write(registry)
+        servers.cluster.wait_for_replay()
+        pause(*servers.cluster.replicas)
+        for _ in range(20):
+            with registry.use_replicas(max_staleness=0.0):
+                assert unit(registry, servers) in REPLICAS
+
+    def test_with_max_staleness_asks_no_more_often_than_that(
+        self, registry, servers
+    ):
+        with registry.use_replicas(max_staleness=60):
+            unit(registry, servers)
+            size = servers.cluster.primary.log_size
+            units(registry, servers)
+
+        log = servers.cluster.primary.log(size)
+        assert log.count("pg_current_wal_insert_lsn") == 0
+
+    @pytest.mark.parametrize("value", [-1, float("nan")])
+    def test_with_bad_staleness_is_an_error(self, registry, value):
+        with pytest.raises(ValueError, match="not seconds"):
+            registry.use_replicas(max_staleness=value)
+
+
+class TestModels:
+    @pytest.fixture
+    def registry(self, make, servers):
+        registry = make(db_ro_max_staleness=3600)
+        registry.upgrade(install=["test-me-blok7"])
+        registry.commit()
+        servers.cluster.wait_for_replay()
+        return registry
+
+    def served(self, registry, model):
+        statement = f"SELECT current_setting('port') FROM {model.__tablename__}"
+        port = registry.execute(text(statement)).scalar()
+        registry.rollback()
+        return port
+
+    def test_say_how_old_their_rows_may_be(self, registry, servers):
+        registry.Country.insert(code="fr")
+        registry.Stock.insert()
+        registry.commit()
+        servers.cluster.wait_for_replay()
+        served = {}
+        pause(*servers.cluster.replicas)
+        servers.cluster.primary.execute(
+            "update stock set quantity = 5", database=servers.database
+        )
+
+        def work():
+            names = servers.names
+            for model in (registry.Country, registry.Stock):
+                served[model.__registry_name__] = names[
+                    self.served(registry, model)
+                ]
+
+            registry.Session.remove()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert served["Model.Country"] in REPLICAS
+        assert served["Model.Stock"] == "primary"
+
+    def test_tightest_of_a_statement_counts(self, registry):
+        both = text("SELECT 1 FROM country, stock")
+        assert registry.max_staleness_of(both) == 0.0
+        assert registry.max_staleness_of(text("SELECT 1 FROM country")) == 300
+        assert registry.max_staleness_of(text("SELECT 1 FROM book")) == 3600
+        stock = select(registry.Stock.id).subquery()
+        assert registry.max_staleness_of(select(func.max(stock.c.id))) == 0.0
+
+    def test_fresher_rows_are_read_later_in_a_unit_of_work(
+        self, registry, servers
+    ):
+        registry.Country.insert(code="fr")
+        registry.Stock.insert()
+        registry.commit()
+        servers.cluster.wait_for_replay()
+        assert registry.Country.query().count() == 1
+        pause(*servers.cluster.replicas)
+        servers.cluster.primary.execute(
+            "update stock set quantity = 5", database=servers.database
+        )
+        assert registry.Stock.query().one().quantity == 5
+
+
+class TestWithoutPositions:
+    @pytest.fixture
+    def poor(self, servers):
+        """Give URLs of a role that may not ask for positions"""
+        primary = servers.cluster.primary
+        primary.execute("create role poor login superuser")
+        primary.execute("alter role poor nosuperuser")
+        primary.execute(
+            "grant all on all tables in schema public to poor;"
+            "grant all on all sequences in schema public to poor;"
+            f"revoke execute on function {FUNCTIONS} from public",
+            database=servers.database,
+        )
+        servers.cluster.wait_for_replay()
+        yield lambda url: url.replace("postgres@", "poor@")
+        primary.execute(
+            f"grant execute on function {FUNCTIONS} to public;"
+            "drop owned by poor",
+            database=servers.database,
+        )
+        primary.execute("drop role poor")
+
+    def test_a_session_that_wrote_stays_on_the_primary_for_a_while(
+        self, make, servers, poor, caplog
+    ):
+        with caplog.at_level(logging.WARNING, LOGGER):
+            registry = make(
+                db_wo_url=poor(servers.primary_url),
+                db_ro_urls=[poor(url) for url in servers.replica_urls],
+                db_ro_sticky=1.0,
+            )
+            # To build a registry writes, too.
+            time.sleep(1.0)
+            assert unit(registry, servers) in REPLICAS
+            pause(*servers.cluster.replicas)
+            write(registry)
+            token = registry.consistency_token()
+            assert titles(registry) == {"x"}
+            decision = registry.explain("SELECT 1")
+            assert decision.reason is Reason.RECENT_WRITE
+            servers.cluster.heal()
+            time.sleep(1.0)
+            assert unit(registry, servers) in REPLICAS
+
+        assert caplog.text.count("No WAL positions are to be had") == 1
+        registry.read_after(token)
+
+
+class TestReadOnlyMode:
+    def test_token_that_no_replica_has_is_an_error(
+        self, registry, servers, make_registry
+    ):
+        pause(*servers.cluster.replicas)
+        write(registry)
+        token = registry.consistency_token()
+        registry.close()
+        reading = make_registry(
+            servers.database, db_wo_url=None, db_ro_urls=servers.replica_urls
+        )
+        reading.read_after(token)
+        with pytest.raises(NoReplicaError, match="--db-ro-wait"):
+            titles(reading)

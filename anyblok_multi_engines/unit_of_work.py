@@ -1,0 +1,77 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""What a session knows of one unit of work, and of no other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .routing.transaction import NOWHERE, Placement
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import SessionTransaction
+
+    from .consistency import ConsistencyToken
+    from .reader import Seen
+
+
+class UnitOfWork:
+    """What a session knows of one unit of work
+
+    :param root: SQLAlchemy's transaction of it, the outermost
+    """
+
+    __slots__ = (
+        "changed_schema",
+        "checked",
+        "checked_floor",
+        "covered",
+        "fell_back",
+        "floor",
+        "flushed_on",
+        "has_floor",
+        "placement",
+        "primary",
+        "reads_on",
+        "root",
+        "saw_primary",
+        "seen",
+        "served",
+    )
+
+    def __init__(self, root: SessionTransaction | None) -> None:
+        self.root = root
+        #: where it has been placed
+        self.placement: Placement = NOWHERE
+        #: The primary's connection that a flush has asked for, until
+        #: something is sent on it: AnyBlok marks what a One2Many has loaded
+        #: as changed, and the flush of the next query has nothing to write.
+        #: That ends no unit of work's reads from a replica.
+        self.flushed_on: Connection | None = None
+        #: the primary's connection
+        self.primary: Connection | None = None
+        #: the replicas' connections, by their servers
+        self.reads_on: dict[str, Connection] = {}
+        #: True where a replica has given it rows
+        self.served = False
+        #: True where it may have changed the schema
+        self.changed_schema = False
+        #: what it must see, as it was when it began, once that is known
+        self.floor: ConsistencyToken | None = None
+        self.has_floor = False
+        #: True once a replica has been found fresh enough
+        self.checked = False
+        #: and what its reader had to see then
+        self.checked_floor: ConsistencyToken | None = None
+        #: what its reader has seen by it
+        self.seen: Seen | None = None
+        #: True where the primary has shown it what others have committed
+        self.saw_primary = False
+        #: True where it reads from the primary for want of a fresh replica
+        self.fell_back = False
+        #: True where a position has all that its reader has seen by it
+        self.covered = False
