@@ -11,11 +11,13 @@ TESTS := anyblok_multi_engines/tests
 
 # Processes for the tests on servers; each has a cluster of its own.
 WORKERS ?= 2
+# How long make soak goes on.
+SECONDS ?= 600
 SERVERS := $(TESTS) --ignore=$(TESTS)/unit -n $(WORKERS)
 
 .PHONY: help demo test test-unit test-servers test-psycopg \
-	test-sqlalchemy21 test-anyblok bench-write-guard lint types doc format \
-	clean
+	test-sqlalchemy21 test-anyblok soak soak-broken bench-write-guard lint \
+	types doc format clean
 
 help:
 	@echo "make demo               see it at work on a real cluster"
@@ -25,6 +27,8 @@ help:
 	@echo "make test-psycopg       the same with psycopg 3"
 	@echo "make test-sqlalchemy21  the same with SQLAlchemy 2.1"
 	@echo "make test-anyblok       AnyBlok's own suite, without and with us"
+	@echo "make soak               sessions on replicas that lag, and a checker"
+	@echo "make soak-broken        the same with routers broken on purpose"
 	@echo "make bench-write-guard  what --db-ro-write-guard costs"
 	@echo "make lint types doc     ruff, mypy --strict, Sphinx"
 
@@ -71,6 +75,14 @@ test-sqlalchemy21: $(VENV21)/test
 
 test-anyblok: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.anyblok_suite
+
+soak: $(VENV)/test
+	$(BIN)/python -m anyblok_multi_engines.tests.soak \
+		--seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+soak-broken: $(VENV)/test
+	$(BIN)/python -m anyblok_multi_engines.tests.soak --broken \
+		--seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 bench-write-guard: $(VENV)/test
 	$(BIN)/python benchmarks/write_guard.py

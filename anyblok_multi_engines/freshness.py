@@ -140,7 +140,7 @@ class Freshness:
         return bool(until) and time.monotonic() < until
 
     def promising(
-        self, names: Iterable[str], floor: ConsistencyToken
+        self, names: Collection[str], floor: ConsistencyToken
     ) -> tuple[list[str], str | None]:
         """Return which replicas may have a position, and the furthest one
 
@@ -151,7 +151,7 @@ class Freshness:
         :param floor: the position
         """
         lately = time.monotonic() - LATELY
-        promising, nearest, furthest = [], None, -1
+        promising = []
         for name in names:
             known = self.positions.known_of(name)
             if self._behind_at.get(name, 0.0) < lately or (
@@ -159,10 +159,21 @@ class Freshness:
             ):
                 promising.append(name)
 
+        return promising, self.nearest(names)
+
+    def nearest(self, names: Iterable[str]) -> str | None:
+        """Return the replica that is known to be furthest
+
+        :param names: of the replicas
+        :rtype: None where nothing is known of any
+        """
+        nearest, furthest = None, -1
+        for name in names:
+            known = self.positions.known_of(name)
             if known is not None and known.position.lsn > furthest:
                 nearest, furthest = name, known.position.lsn
 
-        return promising, nearest
+        return nearest
 
     def note_behind(self, name: str) -> None:
         """Note that a replica has been found behind what a reader must see
@@ -233,14 +244,15 @@ class Freshness:
         connection: Connection,
         reader: Reader,
         floor: ConsistencyToken | None,
-        until: float,
+        until: float | None,
     ) -> bool:
         """Return True where a replica has what is asked for
 
         :param connection: to the replica, that will read
         :param reader: who reads; what it has seen elsewhere is in the floor
         :param floor: the position to reach; None: nothing is asked for
-        :param until: seconds of ``time.monotonic()``, to wait at most
+        :param until: seconds of ``time.monotonic()``, to wait at most; None:
+            it is asked once
         :exception: DBAPIError, Behind
         """
         link = self.link_of(connection)
@@ -503,7 +515,7 @@ def _is_same(seen: Seen, link: Link) -> bool:
 
 
 def _wait(
-    driver: Any, link: Link, floor: ConsistencyToken, until: float
+    driver: Any, link: Link, floor: ConsistencyToken, until: float | None
 ) -> bool:
     """Ask a replica until it has a position, or until it is too late
 
@@ -522,7 +534,7 @@ def _wait(
         if not floor.can_be_reached_from(known.position):
             return False
 
-        left = until - time.monotonic()
+        left = 0.0 if until is None else until - time.monotonic()
         if left <= 0:
             return False
 

@@ -388,6 +388,9 @@ class MixinSession(SessionBase):
         while True:
             decision = self.decision_for(clause, call)
             name = decision.server_name
+            if decision.reason in FALLBACKS and self._may_wait(call):
+                continue
+
             if (
                 call is NO_CALL
                 or name is None
@@ -447,11 +450,12 @@ class MixinSession(SessionBase):
                 bind_arguments={"bind": registry.engine_of(name)}
             )
             is_fresh: bool = freshness.is_fresh(
-                connection, reader, floor, self._until(call)
+                connection, reader, floor, call.until
             )
         except Behind as error:
             logger.debug("No replica is known to be fresh enough: %s", error)
             call.behind.update(x.name for x in registry.topology.replicas)
+            call.floor = None
             is_fresh = False
 
         if not is_fresh:
@@ -509,12 +513,23 @@ class MixinSession(SessionBase):
             # There is nobody who knows more, and nothing else to read from.
             logger.debug("What was seen before can't be compared")
 
-    def _until(self, call: Call) -> float:
-        """Return till when a statement waits for a replica"""
-        if call.until is None:
-            call.until = monotonic() + self.anyblok.freshness.options.wait
+    def _may_wait(self, call: Call) -> bool:
+        """Return True where a statement waits for a replica, the nearest one
 
-        return call.until
+        Once, when none of those that were asked had what it must see.
+        """
+        freshness = self.anyblok.freshness
+        wait = freshness.options.wait
+        if not wait or call.until is not None or call.floor is None:
+            return False
+
+        nearest = freshness.nearest(call.behind)
+        if nearest is None:
+            return False
+
+        call.until = monotonic() + wait
+        call.behind.discard(nearest)
+        return True
 
     def _note_checked(self, reader: Reader, call: Call, is_fresh: bool) -> None:
         """Note what the question whether a replica is fresh enough has given"""
