@@ -405,12 +405,16 @@ class Freshness:
         :exception: ConsistencyTokenError
         """
         token = self.token(text)
+        left = self.options.sticky
         if isinstance(token, ConsistencyToken):
             reader.must_see(token)
+            if self.has_positions:
+                return
         else:
-            left = min(token.until - time.time(), self.options.sticky)
-            if left > 0:
-                reader.must_ask_primary(time.monotonic() + left)
+            left = min(token.until - time.time(), left)
+
+        if left > 0:
+            reader.must_ask_primary(time.monotonic() + left)
 
     def token(self, text: str) -> Token:
         """Return what a token says, if it is of this cluster

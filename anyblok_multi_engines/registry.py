@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from functools import lru_cache, wraps
 from logging import getLogger
 from random import choice, random
-from time import time
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy_utils.functions import database_exists
 
 from . import catalogue, config, engines, provenance, write_guard
-from .consistency import TimeToken
+from .consistency import Consistency, FreshnessOptions, TimeToken
 from .errors import (
     ConsistencyTokenError,
     MultiEnginesException,
@@ -206,6 +205,7 @@ class MultiEngines(RegistryBase):
         )
         self.rw_engine = self.engines["wo"]
         if known.read_only:
+            _check_read_only(options)
             self._enter_read_only_mode()
 
         self._engine = self.rw_engine
@@ -377,11 +377,11 @@ class MultiEngines(RegistryBase):
             raise ValueError(f"max_staleness={max_staleness!r}: not seconds")
 
         position = None if token is None else self.freshness.token(token)
-        if isinstance(position, TimeToken):
-            left = position.until - time()
-            position = None
-            if left > 0:
-                return Block(self, Wish(Intent.PRIMARY))
+        if isinstance(position, TimeToken) or (
+            position is not None and not self.freshness.has_positions
+        ):
+            # Which replica has it, nobody can tell.
+            return Block(self, Wish(Intent.PRIMARY))
 
         return Block(self, Wish(Intent.REPLICAS, max_staleness, position))
 
@@ -870,6 +870,25 @@ class MultiEngines(RegistryBase):
 
 class RegistryMultiEngines(MultiEngines, Registry):
     """AnyBlok's registry with several engines, for a program of its own"""
+
+
+def _check_read_only(options: FreshnessOptions) -> None:
+    """Refuse what only a primary could tell
+
+    :exception: OptionError
+    """
+    option = None
+    if options.consistency is Consistency.STRONG:
+        option = "--db-ro-consistency strong"
+    elif options.max_staleness is not None:
+        option = "--db-ro-max-staleness"
+
+    if option is not None:
+        raise OptionError(
+            f"{option}: only the primary knows how fresh a replica is, and "
+            "only --db-ro-urls is given; add --db-url or --db-wo-url, or leave "
+            "the option out"
+        )
 
 
 def _definition_of(cls: type, name: str) -> Any:

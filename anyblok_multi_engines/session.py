@@ -487,8 +487,8 @@ class MixinSession(SessionBase):
             self._cover(reader)
 
         floor = freshest(call.floor_at_start, reader.knows.floor)
-        if self.wish is not None:
-            floor = freshest(floor, self.wish.token)
+        for _, wish in self._wishes:
+            floor = freshest(floor, wish.token)
 
         if limit is not None:
             since = freshness.primary_since(monotonic() - limit)

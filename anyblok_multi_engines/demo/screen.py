@@ -29,13 +29,13 @@ HEAD = Box("\n".join(["    ", "    ", " -- ", *["    "] * 5, ""]), ascii=True)
 
 TITLE = "Who served what: every answer carries the port of its server"
 LAG = """\
-Old reads: this version asks every replica that answers, however far it is \
-behind, so a unit of work may not see what another has just committed. Only \
-after its own first write does it read from the primary.\
+Old reads: none, because a session reads what it has committed only from a \
+replica that has it, or from the primary (--db-ro-consistency session, the \
+default). The paused replica still serves sessions that have seen no more.\
 """
 DEATH = """\
-A death: a replica that dies in the middle of a unit of work that reads from \
-it makes that one fail. Here it was killed between two of them.\
+A death: here replica2 was killed between two units of work. In the middle of \
+one that reads from it, the primary takes that one over.\
 """
 NEXT = """\
 Next: README.rst tells how to add this to a project of yours; the \

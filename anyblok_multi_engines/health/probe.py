@@ -181,15 +181,19 @@ def without_transaction(driver: Any) -> Iterator[None]:
 
     :param driver: a connection of psycopg2 or psycopg, without a transaction
     """
-    before = driver.autocommit
-    if not before:
-        driver.autocommit = True
+    if driver.autocommit:
+        yield
+        return
 
+    # Otherwise psycopg2 would reset the session's default, by a statement.
+    level, driver.isolation_level = driver.isolation_level, None
+    driver.autocommit = True
     try:
         yield
     finally:
-        if not before and not driver.closed:
+        if not driver.closed:
             driver.autocommit = False
+            driver.isolation_level = level
 
 
 def failure_of(engine: Engine) -> str | None:

@@ -143,6 +143,7 @@ class TestToken:
         asked = log.count("pg_current_wal_insert_lsn() AS lsn")
         begun = log.count("statement: BEGIN")
         assert (asked, begun) == (1, 1)
+        assert "SET " not in log
 
     @pytest.mark.parametrize("level", ["on", "off"])
     def test_is_after_the_commit(self, registry, servers, level):
@@ -507,6 +508,17 @@ class TestReadAfter:
 
 
 class TestUseReplicas:
+    def test_blocks_add_up(self, registry, servers):
+        write(registry)
+        servers.cluster.wait_for_replay()
+        token = decode(registry.consistency_token())
+        future = ConsistencyToken(token.system_id, token.timeline, 1 << 60)
+        with (
+            registry.use_replicas(token=str(future)),
+            registry.use_replicas(max_staleness=3600),
+        ):
+            assert unit(registry, servers) == "primary"
+
     def test_with_a_token_is_at_least_as_fresh(self, registry, servers):
         pause(*servers.cluster.replicas)
         tokens = []
@@ -688,6 +700,17 @@ class TestWithoutPositions:
 
 
 class TestReadOnlyMode:
+    @pytest.mark.parametrize(
+        "settings",
+        [{"db_ro_consistency": "strong"}, {"db_ro_max_staleness": 2}],
+        ids=lambda x: next(iter(x)),
+    )
+    def test_what_only_a_primary_could_tell_is_an_error(
+        self, make, settings
+    ):
+        with pytest.raises(OptionError, match="only the primary knows"):
+            make(db_wo_url=None, **settings)
+
     def test_token_that_no_replica_has_is_an_error(
         self, registry, servers, make_registry
     ):

@@ -126,6 +126,10 @@ def test_every_option_is_told(name):
         "--db-ro-functions",
         "--db-wo-functions",
         "--db-ro-write-guard",
+        "--db-ro-consistency",
+        "--db-ro-max-staleness",
+        "--db-ro-wait",
+        "--db-ro-sticky",
     ]
     for option in our_options():
         assert f"``{option}``" in text or f"option:: {option} " in text
