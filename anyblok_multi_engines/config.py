@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError
 
 from .consistency import Consistency, FreshnessOptions
 from .errors import NoPrimaryError, OptionError
+from .health.model import Limits
 from .topology import Role, Server, Topology, place_of
 
 # A separator counts only before the scheme of the next URL: so a comma in a
@@ -123,6 +124,28 @@ def update_database(group: Any) -> None:
         default=FreshnessOptions.wait,
         help="Seconds that a read waits at most for a replica that is behind "
         "what it must see, before it goes elsewhere. Default: 0.0.",
+    )
+    group.add_argument(
+        "--db-ro-check-interval",
+        default=Limits.interval,
+        help="Seconds between two questions of the monitor to a server. "
+        "Default: 1.0.",
+    )
+    group.add_argument(
+        "--db-ro-max-lag",
+        help="Seconds behind the primary from which on a replica serves no "
+        "reads. Default: any number.",
+    )
+    group.add_argument(
+        "--db-ro-max-lag-bytes",
+        help="Bytes of WAL behind the primary from which on a replica serves "
+        "no reads. Default: any number.",
+    )
+    group.add_argument(
+        "--db-ro-max-backoff",
+        default=Limits.max_backoff,
+        help="Seconds between two questions of the monitor to a server that "
+        "is down, at most. Default: 30.0.",
     )
     group.add_argument(
         "--db-ro-sticky",
@@ -274,6 +297,25 @@ def freshness() -> FreshnessOptions:
         max_staleness=_seconds("--db-ro-max-staleness"),
         sticky=FreshnessOptions.sticky if sticky is None else sticky,
         wait=FreshnessOptions.wait if wait is None else wait,
+    )
+
+
+def limits() -> Limits:
+    """Return what is asked of a replica
+
+    :exception: OptionError
+    """
+    most = _seconds("--db-ro-max-lag-bytes")
+    interval = _seconds("--db-ro-check-interval")
+    backoff = _seconds("--db-ro-max-backoff")
+    if interval == 0:
+        raise OptionError("--db-ro-check-interval: 0; write seconds, such as 1")
+
+    return Limits(
+        max_lag=_seconds("--db-ro-max-lag"),
+        max_lag_bytes=None if most is None else int(most),
+        interval=Limits.interval if interval is None else interval,
+        max_backoff=Limits.max_backoff if backoff is None else backoff,
     )
 
 

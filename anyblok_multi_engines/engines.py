@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from logging import getLogger
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, NoSuchModuleError
 
 from .errors import NoPrimaryError, OptionError
@@ -103,6 +104,7 @@ def create(
         if engine.dialect.driver in ("psycopg", "psycopg2"):
             event.listen(engine, "before_cursor_execute", _begin_for_cursor)
             event.listen(engine, "checkout", _check_is_alive)
+            track(engine)
 
         if engine.dialect.name == "postgresql":
             level = standby_isolation_level(options["isolation_level"])
@@ -278,7 +280,7 @@ def _roll_back(driver: Any) -> None:
         driver.rollback()
         return
 
-    cut_off = threading.Timer(REPLICA_END_TIMEOUT, _shut_down, [driver])
+    cut_off = threading.Timer(REPLICA_END_TIMEOUT, shut_down, [driver])
     cut_off.daemon = True
     cut_off.start()
     try:
@@ -287,7 +289,38 @@ def _roll_back(driver: Any) -> None:
         cut_off.cancel()
 
 
-def _shut_down(driver: Any) -> None:
+def track(engine: Engine) -> None:
+    """Know the connections of an engine's pool, to cut them off
+
+    :param engine: that is new
+    """
+    records: WeakSet[Any] = WeakSet()
+    _records[engine.dialect] = records
+
+    @event.listens_for(engine, "connect")
+    def note(driver: Any, record: Any) -> None:
+        records.add(record)
+
+
+def cut_off(engine: Engine) -> None:
+    """End what waits for a server that doesn't answer
+
+    The sockets are shut down under the threads that wait; what is in the pool
+    is made anew when it is needed.
+
+    :param engine: of the server
+    """
+    for record in tuple(_records.get(engine.dialect, ())):
+        driver = record.dbapi_connection
+        if driver is not None:
+            shut_down(driver)
+
+
+# By an engine's dialect, which the engines that are made of it share.
+_records: WeakKeyDictionary[Dialect, WeakSet[Any]] = WeakKeyDictionary()
+
+
+def shut_down(driver: Any) -> None:
     """Shut a connection's socket down, under the thread that waits for it"""
     # Closed in the meantime, by either side.
     gone = suppress(OSError, ValueError)

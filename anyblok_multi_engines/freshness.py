@@ -32,6 +32,7 @@ from .consistency import (
 from .engines import is_in_transaction, is_lost, sqlstate_of
 from .errors import ConsistencyTokenError
 from .health.probe import (
+    NO_POSITIONS,
     primary_position,
     replica_identity,
     replica_position,
@@ -43,11 +44,6 @@ from .reader import Reader, Readers, Seen
 from .routing.decision import PRIMARY
 
 logger = getLogger(__name__)
-
-# undefined_function, insufficient_privilege, feature_not_supported,
-# syntax_error and undefined_object: the server has no positions to give, or
-# not to us. (Amazon Aurora, CockroachDB, a role without EXECUTE.)
-NO_POSITIONS = frozenset(["42883", "42501", "0A000", "42601", "42704", "42703"])
 
 # Seconds between two questions to a replica that is waited for: the first,
 # and the longest. Each is twice as long as the one before.

@@ -44,6 +44,17 @@ class Known(NamedTuple):
     visible: ConsistencyToken | None = None
 
 
+class Lag(NamedTuple):
+    """How far a replica is behind the primary
+
+    :param bytes: of WAL that it has not replayed
+    :param seconds: since the primary is known to have been where it is now
+    """
+
+    bytes: int
+    seconds: float
+
+
 class Instance:
     """A running server, and how far it is known to be"""
 
@@ -150,6 +161,40 @@ class Positions:
                     known.asked_at - samples[-1].asked_at >= spacing
                 ):
                     samples.append(known)
+
+    def lag_of(
+        self, position: ConsistencyToken | None, now: float
+    ) -> Lag | None:
+        """Return how far a replica is behind the primary
+
+        Without a timestamp of any server: the primary was once where the
+        replica is now, and our own clock says when we have seen it there.
+
+        :param position: of the replica; None: unknown
+        :param now: seconds of ``time.monotonic()``
+        :rtype: None where it is unknown
+        """
+        with self._lock:
+            newest = self._samples[0][1][-1] if self._samples[0][1] else None
+            if position is None or newest is None:
+                return None
+
+            passed = [
+                known
+                for _, samples in self._samples
+                for known in samples
+                if known.position.is_reached_by(position)
+            ]
+            oldest = min((x[0] for _, x in self._samples if x), key=_asked_at)
+
+        if newest.position.is_reached_by(position):
+            return Lag(0, 0.0)
+
+        if newest.position.timeline != position.timeline:
+            return None
+
+        last = max(passed, key=_asked_at, default=oldest)
+        return Lag(newest.position.lsn - position.lsn, now - last.asked_at)
 
     def primary_since(self, at: float) -> Known | None:
         """Return the first known position of the primary that was asked since

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from logging import getLogger
 from random import choice, random
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from anyblok.environment import EnvironmentManager
 from anyblok.registry import Registry
@@ -37,7 +39,7 @@ from .errors import (
 from .freshness import Freshness
 from .health.model import Snapshot
 from .health.monitor import Monitor
-from .health.probe import summary_of
+from .health.probe import ServerProbe, summary_of
 from .reader import Reader
 from .routing.balancing import Draws
 from .routing.catalogue import Catalogue
@@ -159,12 +161,12 @@ class MultiEngines(RegistryBase):
         #: True in a registry that anyblok_createdb or anyblok_updatedb made
         self.is_maintained = _running_command() in MAINTENANCE_COMMANDS
         super().__init__(db_name, *args, **kwargs)
-        if not self.unittest and not self.topology.read_only:
-            # After the load, which needs no replica.
-            self.monitor.step()
-            if self.topology.replicas:
-                # So no token has to wait for it.
-                self.freshness.learn_system_id()
+        if self.topology.replicas and not self.unittest:
+            if not self.topology.read_only:
+                # After the load, which needs no replica.
+                self.monitor.step()
+
+            self.monitor.start()
 
     def init_engine(self, db_name: str | None = None) -> None:
         """Make an engine per server of the options; nothing is connected
@@ -183,11 +185,7 @@ class MultiEngines(RegistryBase):
         self._engines = {
             server.name: self._engine_for(server) for server in known.servers
         }
-        self.freshness = Freshness(
-            options,
-            self._engines,
-            EnvironmentManager.scoped_function_for_session(),
-        )
+        self.freshness = self._new_freshness(options)
         for server in known.replicas:
             self._identify(server.name)
 
@@ -200,9 +198,9 @@ class MultiEngines(RegistryBase):
             "ro": [self._engines[name] for name in self._readers],
             "wo": self._engines.get(PRIMARY),
         }
-        self.monitor = Monitor(
-            {server: self._engines[server.name] for server in known.replicas}
-        )
+        self._limits = config.limits()
+        self.monitor = self._new_monitor()
+        _registries.add(self)
         self.rw_engine = self.engines["wo"]
         if known.read_only:
             _check_read_only(options)
@@ -228,6 +226,52 @@ class MultiEngines(RegistryBase):
 
         self.apply_engine_events(engine)
         return engine
+
+    def _new_freshness(self, options: FreshnessOptions) -> Freshness:
+        return Freshness(
+            options,
+            self._engines,
+            EnvironmentManager.scoped_function_for_session(),
+        )
+
+    def _new_monitor(self) -> Monitor:
+        known = self.topology
+        positions = self.freshness.positions
+        return Monitor(
+            {
+                server: ServerProbe(
+                    server, self._engines[server.name], positions
+                )
+                for server in (known.servers if known.replicas else ())
+            },
+            self._limits,
+            positions,
+            on_hung=self._cut_off,
+        )
+
+    def start_anew(self) -> None:
+        """Leave the connections and the threads to the parent of this process
+
+        Called in each process that is forked: what it has of them, it shares
+        with its parent.
+        """
+        for engine in self._engines.values():
+            engine.dispose(close=False)
+
+        # A lock in them may be held by a thread that isn't here.
+        before, was_running = self.monitor, self.monitor.is_running
+        self.freshness = self._new_freshness(self.freshness.options)
+        self.monitor = self._new_monitor()
+        self.monitor.snapshot = before.snapshot
+        if was_running:
+            self.monitor.start()
+
+    def _cut_off(self, name: str) -> None:
+        """End what waits for a server that hangs, and leave its connections
+
+        :param name: of the server
+        """
+        engines.cut_off(self._engines[name])
 
     def _identify(self, name: str) -> None:
         """Have each new connection to a replica ask what it leads to"""
@@ -323,7 +367,7 @@ class MultiEngines(RegistryBase):
         In read-only mode all of them where all are down: there is nothing
         to lose by asking.
         """
-        down = self.monitor.snapshot.down
+        down = self.monitor.snapshot.unusable
         if not down:
             return self._readers
 
@@ -870,6 +914,19 @@ class MultiEngines(RegistryBase):
 
 class RegistryMultiEngines(MultiEngines, Registry):
     """AnyBlok's registry with several engines, for a program of its own"""
+
+
+# Those of this process. A forked one has them, too.
+_registries: WeakSet[MultiEngines] = WeakSet()
+
+
+def _start_anew() -> None:
+    for registry in tuple(_registries):
+        registry.start_anew()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def _check_read_only(options: FreshnessOptions) -> None:

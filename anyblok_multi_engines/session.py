@@ -75,6 +75,14 @@ logger = getLogger(__name__)
 # primary's connection has used).
 REFUSALS = frozenset(["25006", "0A000", "55000"])
 
+# What fails on this replica and may not on another server: it conflicts with
+# the replay (serialization_failure, deadlock_detected), or with DDL that has
+# not been replayed there, and the primary's catalogue has (undefined_table,
+# undefined_column, undefined_function, undefined_object, invalid_schema_name).
+FAILS_HERE = frozenset(
+    ["40001", "40P01", "42P01", "42703", "42883", "42704", "3F000"]
+)
+
 # Why a statement that only reads may be on the primary.
 READS_ON_PRIMARY = frozenset(
     [
@@ -867,6 +875,9 @@ class MixinSession(SessionBase):
             return False
 
         if is_lost(self._connections_of_replicas()[name], error):
+            return self._leave_lost(name)
+
+        if sqlstate_of(error.orig) in FAILS_HERE:
             return self._leave_lost(name)
 
         return self._refused(name, call.clause, error)

@@ -3,15 +3,23 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License,
 # v. 2.0. If a copy of the MPL was not distributed with this file,You can
 # obtain one at http://mozilla.org/MPL/2.0/.
-"""What is known of the servers: immutable values."""
+"""What is known of the servers: immutable values, and how they are judged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
+
+from ..consistency import ConsistencyToken
+from ..positions import Lag
+from ..topology import Role
+
+# A server that was too far behind serves again at this part of the limit: one
+# that is about at the limit doesn't come and go.
+HYSTERESIS = 0.8
 
 
 class Status(StrEnum):
@@ -19,7 +27,41 @@ class Status(StrEnum):
 
     UNKNOWN = "unknown"  #: nobody has asked yet
     READY = "ready"
+    LAGGING = "lagging"  #: further behind than the options allow
+    WRONG = "wrong"  #: not the server that its option says
     DOWN = "down"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a server has answered
+
+    :param asked_at: seconds of ``time.monotonic()``, before the question
+    :param latency: seconds from the question to the answer
+    :param is_replica: True for a hot standby
+    :param position: how far it is; None: it gives no positions
+    """
+
+    asked_at: float
+    latency: float
+    is_replica: bool
+    position: ConsistencyToken | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is asked of a replica
+
+    :param max_lag: seconds behind the primary; None: any number
+    :param max_lag_bytes: of WAL; None: any number
+    :param interval: seconds between two questions to a server
+    :param max_backoff: seconds between two to one that is down, at most
+    """
+
+    max_lag: float | None = None
+    max_lag_bytes: int | None = None
+    interval: float = 1.0
+    max_backoff: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -28,17 +70,28 @@ class ServerHealth:
 
     :param status: what is known
     :param reason: why, for a person
-    :param since: seconds of ``time.monotonic()``
+    :param since: of the status, in seconds of ``time.monotonic()``
+    :param observation: its last answer
+    :param lag: of a replica; None: unknown
+    :param failures: one after the other, since its last answer
+    :param ask_at: the next question, in seconds of ``time.monotonic()``
     """
 
     status: Status
     reason: str
     since: float
+    observation: Observation | None = None
+    lag: Lag | None = None
+    failures: int = 0
+    ask_at: float = 0.0
+
+
+NOTHING_KNOWN = ServerHealth(Status.UNKNOWN, "nobody has asked yet", 0.0)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is known of every replica at one moment
+    """What is known of every server at one moment
 
     :param servers: by name
     """
@@ -50,11 +103,19 @@ class Snapshot:
     @cached_property
     def down(self) -> frozenset[str]:
         """Return the names of the servers that are down"""
-        return frozenset(
-            name
-            for name, health in self.servers.items()
-            if health.status is Status.DOWN
-        )
+        return self._names(Status.DOWN)
+
+    @cached_property
+    def unusable(self) -> frozenset[str]:
+        """Return the names of the servers that can't serve reads"""
+        return self._names(Status.DOWN, Status.LAGGING, Status.WRONG)
+
+    def of(self, name: str) -> ServerHealth:
+        """Return what is known of a server
+
+        :param name: of the server
+        """
+        return self.servers.get(name, NOTHING_KNOWN)
 
     def with_server(self, name: str, health: ServerHealth) -> Snapshot:
         """Return a snapshot in which one server's health is another
@@ -63,3 +124,110 @@ class Snapshot:
         :param health: the new one
         """
         return Snapshot(MappingProxyType({**self.servers, name: health}))
+
+    def _names(self, *statuses: Status) -> frozenset[str]:
+        return frozenset(
+            name
+            for name, health in self.servers.items()
+            if health.status in statuses
+        )
+
+
+def judge(
+    before: ServerHealth,
+    role: Role,
+    seen: Observation,
+    cluster: int | None,
+    lag: Lag | None,
+    limits: Limits,
+) -> ServerHealth:
+    """Return what an answer of a server means
+
+    :param before: what was known of it
+    :param role: what its option says
+    :param seen: its answer
+    :param cluster: the primary's system identifier; None: unknown
+    :param lag: behind the primary; None: unknown, or it is the primary
+    :param limits: of a replica
+    """
+    status, reason = _verdict(before, role, seen, cluster, lag, limits)
+    return ServerHealth(
+        status,
+        reason,
+        before.since if status is before.status else seen.asked_at,
+        observation=seen,
+        lag=lag,
+        ask_at=seen.asked_at + limits.interval,
+    )
+
+
+def judge_failure(
+    before: ServerHealth, reason: str, limits: Limits, draw: float, now: float
+) -> ServerHealth:
+    """Return what it means that a server doesn't answer
+
+    The next question waits twice as long as the one before, and a random part
+    of it less: not all processes ask at the same moment.
+
+    :param before: what was known of it
+    :param reason: for a person, without a password
+    :param limits: of a replica
+    :param draw: a random number, 0 <= draw < 1
+    :param now: seconds of ``time.monotonic()``
+    """
+    failures = before.failures + 1
+    pause = min(
+        limits.interval * 2 ** min(failures - 1, 30), limits.max_backoff
+    )
+    return replace(
+        before,
+        status=Status.DOWN,
+        reason=reason,
+        since=before.since if before.status is Status.DOWN else now,
+        failures=failures,
+        ask_at=now + pause * (1.0 - draw / 2),
+    )
+
+
+def _verdict(
+    before: ServerHealth,
+    role: Role,
+    seen: Observation,
+    cluster: int | None,
+    lag: Lag | None,
+    limits: Limits,
+) -> tuple[Status, str]:
+    mine = None if seen.position is None else seen.position.system_id
+    if None not in (mine, cluster) and mine != cluster:
+        return Status.WRONG, (
+            f"it is of another cluster: its system identifier is {mine}, and "
+            f"the primary's is {cluster}"
+        )
+
+    if role is Role.PRIMARY and seen.is_replica:
+        return Status.WRONG, "it is a standby, and the option names a primary"
+
+    if role is Role.REPLICA and not seen.is_replica:
+        return Status.WRONG, "it is not in recovery: a primary, not a replica"
+
+    excess = _excess(lag, limits, before.status is Status.LAGGING)
+    if excess:
+        return Status.LAGGING, excess
+
+    return Status.READY, "answers"
+
+
+def _excess(lag: Lag | None, limits: Limits, was_lagging: bool) -> str | None:
+    """Return by what a replica is too far behind"""
+    part = HYSTERESIS if was_lagging else 1.0
+    if lag is None:
+        return None
+
+    if limits.max_lag is not None and lag.seconds > limits.max_lag * part:
+        return f"{lag.seconds:.1f} s behind, of {limits.max_lag:g} s allowed"
+
+    most = limits.max_lag_bytes
+    if most is not None and lag.bytes > most * part:
+        return f"{lag.bytes} bytes behind, of {most} allowed"
+
+    return None

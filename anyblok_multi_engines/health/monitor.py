@@ -3,92 +3,177 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License,
 # v. 2.0. If a copy of the MPL was not distributed with this file,You can
 # obtain one at http://mozilla.org/MPL/2.0/.
-"""The owner of the Snapshot, and the thread that waits for a server."""
+"""The owner of the Snapshot, and the thread that asks the servers."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from logging import getLogger
+from random import Random
+from typing import Protocol
 
-from sqlalchemy import Engine
-
-from ..topology import Server
-from .model import ServerHealth, Snapshot, Status
-from .probe import failure_of
+from ..positions import Positions
+from ..topology import Role, Server
+from .model import (
+    Limits,
+    Observation,
+    ServerHealth,
+    Snapshot,
+    Status,
+    judge,
+    judge_failure,
+)
+from .probe import summary_of
 
 logger = getLogger(__name__)
 
-# Seconds between two questions to a server that is down.
-CHECK_INTERVAL = 1.0
-
-# Seconds that stop() waits for a probe: it is bounded by the connect timeout,
-# unless its server hangs right after it has accepted the connection.
+# Seconds that stop() waits for the thread, which may wait for an answer.
 PATIENCE = 5.0
 
 
+class Probe(Protocol):
+    """Asks one server how it is; it has a connection of its own"""
+
+    def ask(self) -> Observation:
+        """Return its answer, however long it takes"""
+
+    def cut_off(self) -> None:
+        """End a question that takes too long; any thread may call it"""
+
+    def close(self) -> None:
+        """Close the connection"""
+
+
+class Asking(threading.Thread):
+    """One question to one server
+
+    :param probe: of the server
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__(name="anyblok-multi-engines-probe", daemon=True)
+        self._probe = probe
+        self.answer: Observation | None = None
+        self.failure: str | None = None
+
+    def run(self) -> None:
+        """Ask, and keep the answer"""
+        try:
+            self.answer = self._probe.ask()
+        except Exception as error:
+            # Also of an application's own listener of "connect": whatever it
+            # is, this server doesn't serve.
+            self.failure = summary_of(error)
+            self._probe.close()
+
+
 class Monitor:
-    """Knows which replicas can serve reads
+    """Knows how the servers are
 
-    A server leaves when a connection to it fails, and comes back when a probe
-    succeeds. The thread lives only while a server is down.
+    Its thread asks each of them once in a while. A server also leaves when a
+    session's connection to it fails; it comes back when it answers.
 
-    :param engines: of the servers to watch
-    :param probe: returns why a server can't serve, or None
-    :param interval: seconds between two probes of a server that is down
+    :param probes: of the servers
+    :param limits: of the replicas
+    :param positions: where the answers' positions are noted
+    :param timeout: seconds that a server may take to answer
+    :param on_hung: called with the name of a server that took longer
     :param clock: seconds, monotonic
     """
 
     def __init__(
         self,
-        engines: Mapping[Server, Engine],
-        probe: Callable[[Engine], str | None] = failure_of,
-        interval: float = CHECK_INTERVAL,
+        probes: Mapping[Server, Probe],
+        limits: Limits,
+        positions: Positions,
+        timeout: float = 2.0,
+        on_hung: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engines = {
-            server.name: (server, engine) for server, engine in engines.items()
-        }
-        self._probe = probe
-        self._interval = interval
+        self._servers = {server.name: server for server in probes}
+        self._probes = {server.name: probe for server, probe in probes.items()}
+        self._limits = limits
+        self._positions = positions
+        self._timeout = timeout
+        self._on_hung = on_hung or _do_nothing
         self._clock = clock
-        # Guards the change of the snapshot and of the thread; readers take
-        # the snapshot as it is.
+        # Not the module's: tests and programs count on its state.
+        self._random = Random().random
+        # Guards the change of the snapshot; readers take it as it is.
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        # Questions that have no answer yet, of servers that hang.
+        self._asking: dict[str, Asking] = {}
         self.snapshot = Snapshot()
 
+    @property
+    def is_running(self) -> bool:
+        """Return True from the start to the stop, in a forked process too"""
+        return self._thread is not None and not self._stopped.is_set()
+
+    def start(self) -> None:
+        """Start the thread, which keeps no process alive"""
+        self._thread = threading.Thread(
+            target=self.run, name="anyblok-multi-engines-monitor", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and close its connections
+
+        It is waited for no longer than :data:`PATIENCE`.
+        """
+        self._stopped.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(PATIENCE)
+
+        for probe in self._probes.values():
+            probe.close()
+
+    def run(self) -> None:
+        """Ask the servers whose time has come, until stopped"""
+        while not self._stopped.wait(self._pause()):
+            try:
+                now = self._clock()
+                health = self.snapshot
+                self.step(x for x in self._probes if health.of(x).ask_at <= now)
+            except Exception:
+                logger.exception("The monitor failed, and goes on")
+
     def step(self, names: Iterable[str] | None = None) -> None:
-        """Probe servers once, and publish what they say
+        """Ask servers once, side by side, and publish what they say
 
         :param names: of the servers; None: all
         """
-        asked = tuple(self._engines if names is None else names)
-        if not asked:
-            return
+        asked = [
+            name
+            for name in (self._probes if names is None else names)
+            # Not again while one hangs.
+            if name not in self._asking or not self._asking[name].is_alive()
+        ]
+        for name in asked:
+            self._asking[name] = Asking(self._probes[name])
+            self._asking[name].start()
 
-        # Side by side: each of those that hang costs a connect timeout.
-        with ThreadPoolExecutor(len(asked)) as pool:
-            engines = [self._engines[name][1] for name in asked]
-            failures = list(pool.map(self._probe, engines))
-
-        for name, failure in zip(asked, failures, strict=True):
-            if failure is None:
-                self.report_ready(name)
-            else:
-                self.report_down(name, failure)
+        deadline = time.monotonic() + self._timeout
+        for name in sorted(asked, key=self._is_replica):
+            asking = self._asking[name]
+            asking.join(max(0.0, deadline - time.monotonic()))
+            self._note(name, asking)
 
     def report_ready(self, name: str) -> None:
         """Note that a server serves
 
         :param name: of the server
         """
-        before = self._publish(name, Status.READY, "answers")
-        if before is Status.DOWN:
-            logger.info("%s is ready again", self._engines[name][0])
+        now = self._clock()
+        self._publish(
+            name, lambda _: ServerHealth(Status.READY, "answers", now)
+        )
 
     def report_down(self, name: str, reason: str) -> None:
         """Note that a server doesn't serve; its reads go elsewhere
@@ -96,64 +181,95 @@ class Monitor:
         :param name: of the server
         :param reason: for a person, without a password
         """
-        before = self._publish(name, Status.DOWN, reason)
-        if before is not Status.DOWN:
+        now = self._clock()
+        self._publish(
+            name,
+            lambda known: (
+                known
+                if known.status is Status.DOWN
+                else judge_failure(known, reason, self._limits, self._random(), now)
+            ),
+        )
+
+    def _note(self, name: str, asking: Asking) -> None:
+        """Note what came of a question"""
+        answer = asking.answer
+        if answer is not None:
+            role = self._servers[name].role
+            lag = self._positions.lag_of(answer.position, self._clock())
+            self._publish(
+                name,
+                lambda known: judge(
+                    known,
+                    role,
+                    answer,
+                    self._positions.system_id,
+                    lag if role is Role.REPLICA else None,
+                    self._limits,
+                ),
+            )
+            return
+
+        failure = asking.failure
+        if failure is None:
+            failure = f"no answer within {self._timeout:g} s"
+            self._probes[name].cut_off()
+
+        now = self._clock()
+        self._publish(
+            name,
+            lambda known: judge_failure(
+                known, failure, self._limits, self._random(), now
+            ),
+        )
+        if asking.failure is None:
+            self._on_hung(name)
+
+    def _pause(self) -> float:
+        """Return the seconds until the next question, less a random part"""
+        health = self.snapshot
+        first = min((health.of(x).ask_at for x in self._probes), default=0.0)
+        left = min(max(first - self._clock(), 0.0), self._limits.interval)
+        return left + 0.1 * self._limits.interval * self._random()
+
+    def _is_replica(self, name: str) -> bool:
+        return self._servers[name].role is Role.REPLICA
+
+    def _publish(
+        self, name: str, change: Callable[[ServerHealth], ServerHealth]
+    ) -> None:
+        """Publish a new snapshot, and tell a change of the status"""
+        with self._lock:
+            before = self.snapshot.of(name)
+            after = change(before)
+            if after is not before:
+                self.snapshot = self.snapshot.with_server(name, after)
+
+        if before.status is not after.status:
+            self._tell(self._servers[name], before, after)
+
+    @staticmethod
+    def _tell(
+        server: Server, before: ServerHealth, after: ServerHealth
+    ) -> None:
+        if after.status is Status.READY:
+            if before.status is not Status.UNKNOWN:
+                logger.info("%s is ready again", server)
+        elif after.status is Status.WRONG:
+            logger.error("%s is not used: %s", server, after.reason)
+        elif after.status is Status.LAGGING:
+            logger.warning(
+                "%s is out of the reads until it has caught up: %s",
+                server,
+                after.reason,
+            )
+        else:
             logger.warning(
                 "%s is out of the reads until it answers: %s",
-                self._engines[name][0],
-                reason,
+                server,
+                after.reason,
             )
 
-        self._watch()
 
-    def stop(self) -> None:
-        """End the thread, and wait for its last probe
-
-        No longer than :data:`PATIENCE`; the thread keeps no process alive.
-        """
-        with self._lock:
-            self._stopped.set()
-            thread = self._thread
-
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(PATIENCE)
-
-    def run(self) -> None:
-        """Probe the servers that are down until none is, or until stopped"""
-        while not self._stopped.wait(self._interval):
-            try:
-                self.step(self.snapshot.down)
-            except Exception:
-                logger.exception("The monitor failed, and goes on")
-
-            with self._lock:
-                # Under the lock: a server that goes down from here on starts
-                # a new thread.
-                if not self.snapshot.down:
-                    self._thread = None
-                    return
-
-    def _publish(self, name: str, status: Status, reason: str) -> Status:
-        """Return the status before; publish a new snapshot on a change"""
-        with self._lock:
-            known = self.snapshot.servers.get(name)
-            before = Status.UNKNOWN if known is None else known.status
-            if before is not status:
-                health = ServerHealth(status, reason, self._clock())
-                self.snapshot = self.snapshot.with_server(name, health)
-
-        return before
-
-    def _watch(self) -> None:
-        with self._lock:
-            # A forked child has the object, and no thread behind it.
-            running = self._thread is not None and self._thread.is_alive()
-            if running or self._stopped.is_set():
-                return
-
-            self._thread = threading.Thread(
-                target=self.run,
-                name="anyblok-multi-engines-monitor",
-                daemon=True,
-            )
-            self._thread.start()
+def _do_nothing(name: str) -> None:
+    """Nobody wants to know"""

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,12 +22,25 @@ from ..consistency import (
     format_lsn,
     parse_lsn,
 )
-from ..positions import Known
+from ..engines import shut_down, sqlstate_of
+from ..positions import Known, Link, Positions
+from ..topology import Role, Server
+from .model import Observation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ALIVE = "SELECT 1"
+IS_REPLICA = "SELECT pg_catalog.pg_is_in_recovery()"
+
+# object_not_in_prerequisite_state: what only a primary answers.
+IN_RECOVERY = "55000"
+
+# undefined_function, insufficient_privilege, feature_not_supported,
+# syntax_error, undefined_object and undefined_column: the server has no
+# positions to give, or not to us. (Amazon Aurora, CockroachDB, a role without
+# EXECUTE.)
+NO_POSITIONS = frozenset(["42883", "42501", "0A000", "42601", "42704", "42703"])
 
 # Of the primary: what has been inserted, and not what has been written or
 # flushed, which is less under synchronous_commit = off. Where commits wait for
@@ -196,31 +210,103 @@ def without_transaction(driver: Any) -> Iterator[None]:
             driver.isolation_level = level
 
 
-def failure_of(engine: Engine) -> str | None:
-    """Return why a server can't serve a read now; None: it can
+class ServerProbe:
+    """Asks a server how it is, on a connection of its own
 
-    A new connection is asked, which the connect timeout bounds: one of the
-    engine's pool may be to a server that hangs, and never answer.
-
+    :param server: which one
     :param engine: of the server
+    :param positions: where a replica's position is noted
     """
-    pool = engine.pool.recreate()
-    try:
-        connection = pool.connect()
-        try:
-            cursor = connection.cursor()
-            cursor.execute(ALIVE)
-            cursor.close()
-        finally:
-            connection.close()
-    except Exception as error:
-        # Also of an application's own listener of "connect": whatever it is,
-        # this server doesn't serve.
-        return summary_of(error)
-    finally:
-        pool.dispose()
 
-    return None
+    def __init__(
+        self, server: Server, engine: Engine, positions: Positions
+    ) -> None:
+        self._server = server
+        self._engine = engine
+        self._positions = positions
+        self._connection: Any = None
+        self._since = 0.0
+        # Guards the connection against a close from another thread.
+        self._lock = threading.Lock()
+
+    def ask(self) -> Observation:
+        """Return its answer; to connect is bounded by the connect timeout
+
+        :exception: any of the driver's
+        """
+        if self._connection is not None:
+            with suppress(self._engine.dialect.loaded_dbapi.Error):
+                return self._observed()
+
+            # The server has ended the connection, or restarted in between.
+            self.close()
+
+        return self._observed()
+
+    def cut_off(self) -> None:
+        """End a question that takes too long; any thread may call it"""
+        connection = self._connection
+        if connection is not None:
+            shut_down(connection.dbapi_connection)
+
+    def close(self) -> None:
+        """Close the connection; the next question makes another"""
+        with self._lock:
+            connection, self._connection = self._connection, None
+
+        if connection is not None:
+            with suppress(Exception):
+                connection.invalidate()
+
+    def _observed(self) -> Observation:
+        driver = self._driver()
+        asked_at = time.monotonic()
+        is_replica, position = self._asked(driver)
+        latency = time.monotonic() - asked_at
+        return Observation(asked_at, latency, is_replica, position)
+
+    def _driver(self) -> Any:
+        connection = self._connection
+        if connection is None:
+            self._since = time.monotonic()
+            # Not one of the engine's pool: that may be to a server that
+            # hangs, or all be in use.
+            connection = self._engine.pool.recreate().connect()
+            with self._lock:
+                self._connection = connection
+
+        return connection.dbapi_connection
+
+    def _asked(self, driver: Any) -> tuple[bool, ConsistencyToken | None]:
+        """Return whether a server is a replica, and how far it is"""
+        if self._engine.dialect.driver not in ("psycopg", "psycopg2"):
+            _row(driver, ALIVE)
+            return self._server.role is Role.REPLICA, None
+
+        try:
+            if self._server.role is Role.PRIMARY:
+                known = primary_position(driver)
+                self._positions.note_primary(known)
+                return False, known.position
+
+            return self._asked_replica(driver)
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            state = sqlstate_of(error)
+            if state == IN_RECOVERY or state in NO_POSITIONS:
+                return _row(driver, IS_REPLICA)[0], None
+
+            raise
+
+    def _asked_replica(
+        self, driver: Any
+    ) -> tuple[bool, ConsistencyToken | None]:
+        found = replica_identity(driver)
+        if found.known is None:
+            return False, None
+
+        instance = self._positions.instance(self._server.name, found.key)
+        Link(instance, 0.0 if found.pooled else self._since).note(found.known)
+        return True, found.known.position
 
 
 def summary_of(error: BaseException) -> str:

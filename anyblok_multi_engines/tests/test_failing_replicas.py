@@ -11,7 +11,7 @@ import time
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from anyblok_multi_engines.engines import REPLICA_CONNECT_TIMEOUT
 from anyblok_multi_engines.health.model import Status
@@ -38,6 +38,34 @@ def test_reads_go_on(servers, registry, fault, caplog):
         assert names == {"replica2"}
         assert caplog.text.count("is out of the reads") == 1
         assert registry.health().servers["replica1"].status is Status.DOWN
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_column_that_is_not_replayed_yet_is_read_elsewhere(
+    servers, registry, served
+):
+    registry.Book.insert(title="x")
+    registry.commit()
+    servers.cluster.wait_for_replay()
+    for replica in servers.cluster.replicas:
+        replica.pause_replay()
+
+    servers.cluster.primary.execute(
+        "alter table book add column later integer default 5",
+        database=servers.database,
+    )
+    if served:
+        assert servers.served_by(registry) in ("replica1", "replica2")
+
+    assert registry.execute(text("SELECT later FROM book")).scalar() == 5
+
+
+def test_column_that_is_nowhere_is_an_error(servers, registry):
+    with pytest.raises(ProgrammingError, match="never"):
+        registry.execute(text("SELECT never FROM book"))
+
+    registry.rollback()
+    assert servers.served_by(registry) in ("replica1", "replica2")
 
 
 def test_primary_takes_over_a_unit_of_work(servers, registry):
@@ -199,3 +227,52 @@ def test_error_of_the_primary_is_raised(servers, registry):
 
     registry.rollback()
     assert units_of_work(registry, servers) == {"replica1", "replica2"}
+
+
+def test_query_that_conflicts_with_the_replay_is_run_elsewhere(
+    servers, registry
+):
+    registry.Book.insert(title="x")
+    registry.commit()
+    servers.cluster.wait_for_replay()
+    read = []
+
+    def work():
+        registry.read_after(token)
+        with registry.use_replicas():
+            read.append(servers.served_by(registry))
+            # On the second server it is fast enough for a test.
+            read.append(
+                registry.execute(
+                    text(
+                        "SELECT current_setting('port'), CASE"
+                        " current_setting('port') WHEN :port"
+                        " THEN pg_sleep(20) END FROM book"
+                    ),
+                    {"port": port_of(servers, read[0])},
+                ).scalar()
+            )
+
+        registry.Session.remove()
+
+    token = registry.consistency_token()
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_until("it does not sleep", lambda: is_sleeping(servers))
+    (replica,) = (x for x in servers.cluster.replicas if x.name == read[0])
+    servers.cluster.cause_recovery_conflict(replica, servers.database)
+    thread.join(30.0)
+    assert not thread.is_alive()
+    assert servers.names[read[1]] != read[0]
+
+
+def port_of(servers, name):
+    return next(port for port, x in servers.names.items() if x == name)
+
+
+def is_sleeping(servers):
+    count = (
+        "select count(*) from pg_stat_activity where wait_event = 'PgSleep'"
+        f" and datname = '{servers.database}'"
+    )
+    return any(x.query(count) != [(0,)] for x in servers.cluster.replicas)

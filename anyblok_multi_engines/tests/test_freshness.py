@@ -705,9 +705,7 @@ class TestReadOnlyMode:
         [{"db_ro_consistency": "strong"}, {"db_ro_max_staleness": 2}],
         ids=lambda x: next(iter(x)),
     )
-    def test_what_only_a_primary_could_tell_is_an_error(
-        self, make, settings
-    ):
+    def test_what_only_a_primary_could_tell_is_an_error(self, make, settings):
         with pytest.raises(OptionError, match="only the primary knows"):
             make(db_wo_url=None, **settings)
 

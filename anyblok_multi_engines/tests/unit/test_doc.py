@@ -129,6 +129,10 @@ def test_every_option_is_told(name):
         "--db-ro-consistency",
         "--db-ro-max-staleness",
         "--db-ro-wait",
+        "--db-ro-check-interval",
+        "--db-ro-max-lag",
+        "--db-ro-max-lag-bytes",
+        "--db-ro-max-backoff",
         "--db-ro-sticky",
     ]
     for option in our_options():

@@ -3,132 +3,180 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License,
 # v. 2.0. If a copy of the MPL was not distributed with this file,You can
 # obtain one at http://mozilla.org/MPL/2.0/.
-"""The monitor, with a probe and a clock of the test's own."""
+"""The monitor, with probes and a clock of the test's own."""
 
 import logging
 import threading
+import time
 
 import pytest
 from sqlalchemy.engine import make_url
 
-from anyblok_multi_engines.health.model import Status
+from anyblok_multi_engines.health.model import Limits, Observation, Status
 from anyblok_multi_engines.health.monitor import Monitor
+from anyblok_multi_engines.positions import Positions
+from anyblok_multi_engines.testing import wait_until
 from anyblok_multi_engines.topology import Role, Server
 
-SERVERS = [
-    Server(
-        f"replica{number}",
-        Role.REPLICA,
-        make_url(f"postgresql://u:s3cr3t@h{number}/db"),
-        "--db-ro-urls",
-    )
-    for number in (1, 2)
-]
+
+def server(name, role=Role.REPLICA):
+    url = make_url(f"postgresql://u:s3cr3t@{name}/db")
+    return Server(name, role, url, "--db-ro-urls")
+
+
+class Probe:
+    """A server that does what the test writes"""
+
+    def __init__(self, is_replica=True):
+        self.is_replica = is_replica
+        self.failure = None
+        self.asked = 0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.was_cut_off = self.is_closed = False
+
+    def ask(self):
+        self.asked += 1
+        self.may_answer.wait(timeout=10.0)
+        if self.was_cut_off:
+            raise OSError("cut off")
+
+        if self.failure is not None:
+            raise self.failure
+
+        return Observation(0.0, 0.001, self.is_replica, None)
+
+    def cut_off(self):
+        self.was_cut_off = True
+
+    def close(self):
+        self.is_closed = True
 
 
 class Probed:
-    """A monitor of two servers, whose failures the test writes"""
+    """A monitor of a primary and two replicas"""
 
     def __init__(self):
-        self.failures = {}
         self.now = 10.0
-        self.probed = threading.Event()
+        self.hung = []
+        self.probes = {
+            "primary": Probe(is_replica=False),
+            "replica1": Probe(),
+            "replica2": Probe(),
+        }
+        servers = {
+            server(x, Role.PRIMARY if x == "primary" else Role.REPLICA): probe
+            for x, probe in self.probes.items()
+        }
         self.monitor = Monitor(
-            {server: server.name for server in SERVERS},
-            probe=self.probe,
-            interval=0.001,
+            servers,
+            Limits(interval=0.01, max_backoff=0.05),
+            Positions(),
+            timeout=0.3,
+            on_hung=self.hung.append,
             clock=lambda: self.now,
         )
 
-    def probe(self, engine):
-        self.probed.set()
-        failure = self.failures.get(engine)
-        if isinstance(failure, Exception):
-            raise failure
-
-        return failure
-
     def status(self, name):
-        return self.monitor.snapshot.servers[name].status
-
-    def thread(self):
-        return self.monitor._thread
+        return self.monitor.snapshot.of(name).status
 
 
 @pytest.fixture
 def probed():
     probed = Probed()
     yield probed
+    for probe in probed.probes.values():
+        probe.may_answer.set()
+
     probed.monitor.stop()
-
-
-def joined(thread):
-    thread.join(timeout=10.0)
-    return not thread.is_alive()
 
 
 def test_nothing_is_known_and_no_thread_runs_at_first(probed):
     assert not probed.monitor.snapshot.servers
-    assert probed.thread() is None
+    assert probed.monitor._thread is None
+    assert probed.status("replica1") is Status.UNKNOWN
 
 
 def test_step_publishes_what_the_servers_say(probed, caplog):
-    probed.failures = {"replica2": "connection refused"}
+    probed.probes["replica2"].failure = OSError("connection refused")
     before = probed.monitor.snapshot
     probed.monitor.step()
     assert not before.servers
     assert probed.status("replica1") is Status.READY
     assert probed.monitor.snapshot.down == {"replica2"}
-    health = probed.monitor.snapshot.servers["replica2"]
+    health = probed.monitor.snapshot.of("replica2")
     assert (health.reason, health.since) == ("connection refused", 10.0)
-    assert "replica2 (h2) is out of the reads" in caplog.text
+    assert "replica2 (replica2) is out of the reads" in caplog.text
     assert "s3cr3t" not in caplog.text
 
 
+def test_step_asks_once(probed):
+    probed.monitor.step()
+    assert [x.asked for x in probed.probes.values()] == [1, 1, 1]
+
+
 def test_warns_once_per_change(probed, caplog):
-    # Its own thread would find it ready in between.
-    probed.failures = {"replica1": "gone"}
+    probed.probes["replica1"].failure = OSError("gone")
     for _ in range(3):
+        probed.monitor.step()
         probed.monitor.report_down("replica1", "gone")
 
     assert caplog.text.count("is out of the reads") == 1
-    assert probed.monitor.snapshot.servers["replica1"].since == 10.0
+    assert probed.monitor.snapshot.of("replica1").since == 10.0
 
 
-def test_server_comes_back_and_the_thread_ends(probed, caplog):
-    caplog.set_level(logging.INFO)
-    probed.failures = {"replica1": "gone"}
-    probed.monitor.report_down("replica1", "gone")
-    thread = probed.thread()
-    assert thread.daemon
-    assert probed.probed.wait(timeout=10.0)
-    assert probed.monitor.snapshot.down == {"replica1"}
-    probed.failures = {}
-    assert joined(thread)
-    assert probed.status("replica1") is Status.READY
-    assert "replica1 (h1) is ready again" in caplog.text
-    assert probed.thread() is None
-
-
-def test_failing_probe_does_not_end_the_thread(probed, caplog):
-    probed.failures = {"replica1": RuntimeError("a defect")}
-    probed.monitor.report_down("replica1", "gone")
-    thread = probed.thread()
-    for _ in range(3):
-        probed.probed.clear()
-        assert probed.probed.wait(timeout=10.0)
-
-    assert "The monitor failed, and goes on" in caplog.text
-    probed.failures = {}
-    assert joined(thread)
+def test_wrong_server_is_an_error_and_serves_nothing(probed, caplog):
+    probed.probes["replica1"].is_replica = False
+    probed.monitor.step()
+    assert probed.monitor.snapshot.unusable == {"replica1"}
     assert not probed.monitor.snapshot.down
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "replica1 (replica1) is not used: it is not in rec" in caplog.text
 
 
-def test_stop_ends_the_thread_and_no_other_starts(probed):
-    probed.failures = {"replica1": "gone"}
-    probed.monitor.report_down("replica1", "gone")
-    thread = probed.thread()
+def test_server_that_hangs_holds_up_nobody(probed):
+    probe = probed.probes["replica1"]
+    probe.may_answer.clear()
+    probed.monitor.step()
+    assert probed.status("replica2") is Status.READY
+    assert probed.status("replica1") is Status.DOWN
+    assert probed.hung == ["replica1"]
+    assert probe.was_cut_off
+    probed.monitor.step()
+    assert probe.asked == 1, "it was asked again while it hung"
+    assert probed.probes["replica2"].asked == 2
+
+
+def test_thread_asks_and_a_server_comes_back(probed, caplog):
+    caplog.set_level(logging.INFO)
+    probed.monitor._clock = time.monotonic
+    probe = probed.probes["replica1"]
+    probe.failure = RuntimeError("a defect")
+    probed.monitor.step()
+    assert probe.is_closed
+    probed.monitor.start()
+    assert probed.monitor._thread.daemon
+    wait_until("it was not asked again", lambda: probe.asked > 2)
+    probe.failure = None
+    wait_until(
+        "it did not come back",
+        lambda: probed.status("replica1") is Status.READY,
+    )
+    assert caplog.text.count("replica1 (replica1) is ready again") == 1
+
+
+def test_stop_ends_the_thread_and_closes_the_connections(probed):
+    probed.monitor.start()
+    thread = probed.monitor._thread
     probed.monitor.stop()
     assert not thread.is_alive()
-    probed.monitor.report_down("replica2", "gone")
-    assert probed.thread() is thread
+    assert all(probe.is_closed for probe in probed.probes.values())
+
+
+def test_report_of_a_session_changes_the_snapshot(probed):
+    probed.monitor.step()
+    probed.monitor.report_down("replica1", "refused")
+    assert probed.monitor.snapshot.down == {"replica1"}
+    probed.monitor.report_ready("replica1")
+    assert not probed.monitor.snapshot.down
