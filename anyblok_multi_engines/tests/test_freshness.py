@@ -122,6 +122,35 @@ class TestToken:
         after = decode(registry.consistency_token())
         assert before.is_behind(after)
 
+    @pytest.mark.parametrize("how", ["insert", "update", "delete"])
+    def test_comes_with_a_flush_after_reads_on_the_primary(self, registry, how):
+        write(registry)
+        before = registry.consistency_token()
+        with registry.use_primary():
+            book = registry.Book.query().one()
+            if how == "insert":
+                registry.Book.insert(title="y")
+            elif how == "update":
+                book.copies = 5
+            else:
+                book.delete()
+
+            registry.commit()
+
+        assert registry.consistency_token() != before
+
+    def test_does_not_come_with_a_flush_of_nothing(self, registry):
+        shelf = registry.Shelf.insert(name="one")
+        registry.Book.insert(title="a", shelf=shelf)
+        registry.commit()
+        before = registry.consistency_token()
+        with registry.use_primary():
+            assert registry.Shelf.query().one().books
+            assert registry.session.dirty
+            registry.commit()
+
+        assert registry.consistency_token() == before
+
     def test_comes_with_a_copy(self, registry):
         cursor = registry.connection().connection.cursor()
         with cursor:
@@ -705,9 +734,7 @@ class TestReadOnlyMode:
         [{"db_ro_consistency": "strong"}, {"db_ro_max_staleness": 2}],
         ids=lambda x: next(iter(x)),
     )
-    def test_what_only_a_primary_could_tell_is_an_error(
-        self, make, settings
-    ):
+    def test_what_only_a_primary_could_tell_is_an_error(self, make, settings):
         with pytest.raises(OptionError, match="only the primary knows"):
             make(db_wo_url=None, **settings)
 
