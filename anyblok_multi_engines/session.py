@@ -293,6 +293,8 @@ class MixinSession(SessionBase):
         if call is not NO_CALL:
             call.clause = clause
             self._note_decided(call, decision)
+        elif self._flushing:
+            self._watch_flush()
 
         return registry.engine_of(decision.server_name)  # type: ignore[no-any-return]
 
@@ -348,6 +350,23 @@ class MixinSession(SessionBase):
             unit.placement = unit.placement.with_write()
 
         return unit.placement
+
+    def _watch_flush(self) -> None:
+        """Note a write when a flush sends something, and not before
+
+        On a connection that has begun; of a new one the driver says whether
+        anything has been sent.
+        """
+        unit = self._current()
+        if unit is None or unit.primary is None or unit.is_watched:
+            return
+
+        def note_statement(*_: Any) -> None:
+            if self._flushing:
+                unit.placement = unit.placement.with_write()
+
+        unit.is_watched = True
+        event.listen(unit.primary, "before_cursor_execute", note_statement)
 
     def _current(self) -> UnitOfWork | None:
         """Return what is known of this unit of work; None: it hasn't begun"""

@@ -34,6 +34,7 @@ class UnitOfWork:
         "floor",
         "flushed_on",
         "has_floor",
+        "is_watched",
         "placement",
         "primary",
         "reads_on",
@@ -54,6 +55,8 @@ class UnitOfWork:
         self.flushed_on: Connection | None = None
         #: the primary's connection
         self.primary: Connection | None = None
+        #: True where what a flush sends there is noted
+        self.is_watched = False
         #: the replicas' connections, by their servers
         self.reads_on: dict[str, Connection] = {}
         #: True where a replica has given it rows

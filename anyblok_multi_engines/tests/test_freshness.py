@@ -122,6 +122,35 @@ class TestToken:
         after = decode(registry.consistency_token())
         assert before.is_behind(after)
 
+    @pytest.mark.parametrize("how", ["insert", "update", "delete"])
+    def test_comes_with_a_flush_after_reads_on_the_primary(self, registry, how):
+        write(registry)
+        before = registry.consistency_token()
+        with registry.use_primary():
+            book = registry.Book.query().one()
+            if how == "insert":
+                registry.Book.insert(title="y")
+            elif how == "update":
+                book.copies = 5
+            else:
+                book.delete()
+
+            registry.commit()
+
+        assert registry.consistency_token() != before
+
+    def test_does_not_come_with_a_flush_of_nothing(self, registry):
+        shelf = registry.Shelf.insert(name="one")
+        registry.Book.insert(title="a", shelf=shelf)
+        registry.commit()
+        before = registry.consistency_token()
+        with registry.use_primary():
+            assert registry.Shelf.query().one().books
+            assert registry.session.dirty
+            registry.commit()
+
+        assert registry.consistency_token() == before
+
     def test_comes_with_a_copy(self, registry):
         cursor = registry.connection().connection.cursor()
         with cursor:
