@@ -187,7 +187,9 @@ class Monitor:
             lambda known: (
                 known
                 if known.status is Status.DOWN
-                else judge_failure(known, reason, self._limits, self._random(), now)
+                else judge_failure(
+                    known, reason, self._limits, self._random(), now
+                )
             ),
         )
 

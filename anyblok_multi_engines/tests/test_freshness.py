@@ -225,7 +225,15 @@ class TestToken:
         asks = registry.freshness.note_commit
 
         def after_the_commit(reader, driver):
-            servers.cluster.primary.terminate_backends(servers.database)
+            primary = servers.cluster.primary
+            alive = (
+                "select count(*) from pg_stat_activity"
+                f" where pid = {driver.info.backend_pid}"
+            )
+            primary.terminate_backends(servers.database)
+            wait_until(
+                "it is still there", lambda: primary.query(alive) == [(0,)]
+            )
             asks(reader, driver)
 
         registry.freshness.note_commit = after_the_commit
