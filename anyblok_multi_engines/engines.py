@@ -103,7 +103,7 @@ def create(
         )
         if engine.dialect.driver in ("psycopg", "psycopg2"):
             event.listen(engine, "before_cursor_execute", _begin_for_cursor)
-            event.listen(engine, "checkout", _check_is_alive)
+            notice_ended_connections(engine)
             track(engine)
 
         if engine.dialect.name == "postgresql":
@@ -219,23 +219,6 @@ def _send_nothing(connection: Any) -> None:
     """Commit a replica's transaction: nothing was written in it"""
 
 
-def is_unused(connection: Connection) -> bool:
-    """Return True where nothing has been sent in a transaction yet
-
-    The driver knows without asking: libpq's PQtransactionStatus is
-    PQTRANS_IDLE, 0, until the BEGIN that goes with the first statement.
-
-    :param connection: of psycopg2 or psycopg; of another driver, or in
-        AUTOCOMMIT, nobody knows: False
-    """
-    if connection.closed or connection.invalidated:
-        return False
-
-    driver: Any = connection.connection.dbapi_connection
-    status = getattr(getattr(driver, "info", None), "transaction_status", None)
-    return status is not None and int(status) == 0 and not driver.autocommit
-
-
 def is_in_transaction(driver: Any) -> bool:
     """Return True where a transaction is open, or might be
 
@@ -326,6 +309,14 @@ def shut_down(driver: Any) -> None:
     gone = suppress(OSError, ValueError)
     with gone, socket.socket(fileno=os.dup(driver.fileno())) as copy:
         copy.shutdown(socket.SHUT_RDWR)
+
+
+def notice_ended_connections(engine: Engine) -> None:
+    """Have the pool give out no connection that its server has ended
+
+    :param engine: of psycopg2 or psycopg
+    """
+    event.listen(engine, "checkout", _check_is_alive)
 
 
 def _check_is_alive(driver: Any, record: Any, proxy: Any) -> None:

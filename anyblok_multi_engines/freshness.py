@@ -12,7 +12,7 @@ asked on the very connection that will read, but for the primary's position.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from logging import getLogger
 from typing import Any
@@ -29,7 +29,7 @@ from .consistency import (
     decode,
     freshest,
 )
-from .engines import is_in_transaction, is_lost, sqlstate_of
+from .engines import apart, is_in_transaction, is_lost, sqlstate_of
 from .errors import ConsistencyTokenError
 from .health.probe import (
     NO_POSITIONS,
@@ -90,6 +90,10 @@ class Freshness:
         self.process = Reader()
         self._engines = engines
         self._readers = Readers(scope)
+        self._aside: dict[str, Engine] = {}
+        # Till when everybody reads from the primary, once positions are no
+        # longer to be had: what was promised by them can't be kept otherwise.
+        self._lost_until = 0.0
         self._behind_at: dict[str, float] = {}
         #: False where the servers give no positions
         self.has_positions = all(
@@ -98,6 +102,7 @@ class Freshness:
         )
         if not self.has_positions and len(engines) > 1:
             self._fall_back("The dialect has no positions")
+            self._lost_until = 0.0
 
     @property
     def keeps_sessions(self) -> bool:
@@ -133,6 +138,7 @@ class Freshness:
         if self.options.consistency in PROCESS_WIDE:
             until = max(until, self.process.knows.primary_until)
 
+        until = max(until, self._lost_until)
         return bool(until) and time.monotonic() < until
 
     def promising(
@@ -193,10 +199,7 @@ class Freshness:
             return freshest(floor, self._primary_now().position)
 
         if consistency is Consistency.REGISTRY:
-            seen = self.process.knows.seen
-            if seen is not None:
-                self.process.note_covered(seen, self.primary_since(seen.at))
-
+            self.cover(self.process, self.process.knows.seen, ())
             floor = freshest(floor, self.process.knows.floor)
 
         return floor
@@ -210,30 +213,32 @@ class Freshness:
         known = self.positions.primary_since(at) or self._primary_now()
         return known.position
 
-    def cover(self, reader: Reader, usable: Collection[str]) -> None:
-        """Learn a position that has all that a reader has seen
+    def cover(
+        self, reader: Reader, seen: Sequence[Seen], usable: Collection[str]
+    ) -> None:
+        """Learn a position that has what a reader has seen
 
         Before it reads from another server.
 
         :param reader: who reads
+        :param seen: what it has seen, on other servers
         :param usable: the names of the replicas that can be asked
         :exception: Behind, where none is to be had
         """
-        seen = reader.knows.seen
-        if seen is None or not self.has_positions:
+        if not seen:
             return
 
-        position = self._position_since(seen)
-        if (
-            position is None
-            and seen.instance is not None
-            and seen.server in usable
-        ):
-            # The one that was read from, and not the primary, which is ahead.
-            self._ask_again(seen)
-            position = self._position_since(seen)
+        found = [self._covering(each, usable) for each in seen]
+        if None in found and PRIMARY in self._engines:
+            found = [self._visible(self._primary_now())]
 
-        reader.note_covered(seen, position or _visible(self._primary_now()))
+        # In read-only mode there is nobody who knows more, and nothing else to
+        # read from.
+        position = None
+        for each in found:
+            position = freshest(position, each)
+
+        reader.note_covered(seen, position)
 
     def is_fresh(
         self,
@@ -241,6 +246,7 @@ class Freshness:
         reader: Reader,
         floor: ConsistencyToken | None,
         until: float | None,
+        had: ConsistencyToken | None,
     ) -> bool:
         """Return True where a replica has what is asked for
 
@@ -249,25 +255,35 @@ class Freshness:
         :param floor: the position to reach; None: nothing is asked for
         :param until: seconds of ``time.monotonic()``, to wait at most; None:
             it is asked once
+        :param had: a position that it had when its transaction began
         :exception: DBAPIError, Behind
         """
         link = self.link_of(connection)
         if link is None:
             return not self.has_positions
 
-        seen = reader.knows.seen
-        if seen is not None and not _is_same(seen, link):
-            # It has restarted, or is another one behind the same name.
-            self.cover(reader, ())
-            floor = freshest(floor, reader.knows.floor)
+        if self.positions.is_foreign(link):
+            return False
 
-        if floor is None or floor.is_reached_by(link.position):
+        # It has restarted, or is another one behind the same name.
+        others = [x for x in reader.knows.seen if not _is_same(x, link)]
+        self.cover(reader, others, ())
+        floor = freshest(floor, reader.knows.floor)
+        if floor is None:
             return True
 
         driver = connection.connection.dbapi_connection
         if is_in_transaction(driver):
             # A snapshot, or a cursor: it gets no fresher.
+            return floor.is_reached_by(had)
+
+        if floor.timeline < self.positions.timeline:
+            # What was written then may be lost. An ordinary role learns late
+            # that its replica has followed: its position would seem to do.
             return False
+
+        if floor.is_reached_by(link.position):
+            return True
 
         try:
             return _wait(driver, link, floor, until)
@@ -308,6 +324,10 @@ class Freshness:
                 return
 
             raise
+
+        if found.known is not None and PRIMARY not in self._engines:
+            # Nobody else says it.
+            self.positions.system_id = found.known.position.system_id
 
         instance = self.positions.instance(server, found.key)
         link = record.info[LINK] = Link(
@@ -354,7 +374,7 @@ class Freshness:
         with suppress(Exception):
             known = primary_position(driver)
             self.positions.note_primary(known)
-            reader.note_covered(seen, _visible(known))
+            reader.note_covered([seen], self._visible(known))
 
     def _note_unknown(self, reader: Reader, error: Exception) -> None:
         logger.warning(
@@ -438,19 +458,44 @@ class Freshness:
 
         return self.positions.system_id
 
+    def _covering(
+        self, seen: Seen, usable: Collection[str]
+    ) -> ConsistencyToken | None:
+        """Return a position that has what was seen; None: the primary knows"""
+        position = self._position_since(seen)
+        if (
+            position is None
+            and seen.instance is not None
+            and seen.server in usable
+        ):
+            # The one that was read from, and not the primary, which is ahead.
+            self._ask_again(seen)
+            position = self._position_since(seen)
+
+        return position
+
     def _position_since(self, seen: Seen) -> ConsistencyToken | None:
         """Return a known position that has what was seen"""
         known = None if seen.instance is None else seen.instance.known
-        if known is not None and known.since <= seen.at <= known.asked_at:
+        if (
+            known is not None
+            and known.since <= seen.at <= known.asked_at
+            and self.positions.system_id in (None, known.position.system_id)
+        ):
             position: ConsistencyToken = known.position
             return position
 
         of_primary = self.positions.primary_since(seen.at)
-        return None if of_primary is None else _visible(of_primary)
+        return None if of_primary is None else self._visible(of_primary)
+
+    def _visible(self, known: Known) -> ConsistencyToken | None:
+        """Return a position that has all that could be seen on the primary"""
+        position = known.visible or known.position
+        return freshest(position, self.process.knows.written)
 
     def _ask_again(self, seen: Seen) -> None:
         """Ask a replica that was read from how far it is by now"""
-        engine = self._engines[seen.server]
+        engine = self._engine_to_ask(seen.server)
         with suppress(SQLAlchemyError, engine.dialect.loaded_dbapi.Error):
             connection = engine.raw_connection()
             try:
@@ -467,22 +512,40 @@ class Freshness:
 
         :exception: Behind, where it isn't there
         """
-        engine = self._engines.get(PRIMARY)
-        if engine is None or not self.has_positions:
+        if PRIMARY not in self._engines or not self.has_positions:
             raise Behind("There is no primary to ask")
 
+        engine = self._engine_to_ask(PRIMARY)
+        errors = (SQLAlchemyError, engine.dialect.loaded_dbapi.Error)
         try:
-            connection = engine.raw_connection()
             try:
-                known = primary_position(connection.dbapi_connection)
-            finally:
-                connection.close()
-        except (SQLAlchemyError, engine.dialect.loaded_dbapi.Error) as error:
+                known = _ask_primary(engine)
+            except errors:
+                # The pool's connection may be of before a restart.
+                known = _ask_primary(engine)
+        except errors as error:
             self._is_refused(error)
             raise Behind(summary_of(error)) from error
 
         self.positions.note_primary(known)
         return known
+
+    def _engine_to_ask(self, name: str) -> Engine:
+        """Return an engine for questions aside
+
+        Its pool is its own: who asks may hold the last connection of the
+        server's other pool.
+        """
+        engine = self._aside.get(name)
+        if engine is None:
+            engine = self._aside.setdefault(name, apart(self._engines[name]))
+
+        return engine
+
+    def close(self) -> None:
+        """Close the connections for questions"""
+        for engine in self._aside.values():
+            engine.dispose()
 
     def _is_refused(self, error: BaseException) -> bool:
         """Return True where a server gives no positions, now and for ever"""
@@ -495,6 +558,7 @@ class Freshness:
         return True
 
     def _fall_back(self, why: str) -> None:
+        self._lost_until = time.monotonic() + self.options.sticky
         self.has_positions = False
         logger.warning(
             "No WAL positions are to be had, so a session that has written "
@@ -504,9 +568,16 @@ class Freshness:
         )
 
 
-def _visible(known: Known) -> ConsistencyToken:
-    """Return a position that has all that could be seen on the primary"""
-    return known.visible or known.position
+def _ask_primary(engine: Engine) -> Known:
+    """Return how far the primary is; a connection that fails is left"""
+    connection = engine.raw_connection()
+    try:
+        return primary_position(connection.dbapi_connection)
+    except Exception:
+        connection.invalidate()
+        raise
+    finally:
+        connection.close()
 
 
 def _is_same(seen: Seen, link: Link) -> bool:

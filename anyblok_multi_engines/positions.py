@@ -118,6 +118,8 @@ class Positions:
         self._latest: dict[str, Instance] = {}
         #: PostgreSQL's system identifier; None: not known yet
         self.system_id: int | None = None
+        #: of the primary, when it was asked last
+        self.timeline = 0
 
     def instance(self, server: str, key: Hashable) -> Instance:
         """Return a running server
@@ -131,6 +133,17 @@ class Positions:
             self._latest[server] = found
 
         return found
+
+    def is_foreign(self, link: Link) -> bool:
+        """Return True where a connection leads to another cluster
+
+        :param link: of the connection
+        """
+        known = link.instance.known
+        return known is not None and self.system_id not in (
+            None,
+            known.position.system_id,
+        )
 
     def known_of(self, server: str) -> Known | None:
         """Return how far a replica was when it was asked last; a hint
@@ -147,6 +160,7 @@ class Positions:
         :param known: what it answered
         """
         self.system_id = known.position.system_id
+        self.timeline = known.position.timeline
         with self._lock:
             newest = self._samples[0][1]
             if newest and newest[-1].position.timeline != (

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -41,7 +41,8 @@ class Knowledge:
     """What a reader has seen and done, as far as its next reads must know
 
     :param floor: the position that its reads must have
-    :param seen: what it has read that the floor doesn't cover
+    :param seen: what it has read that the floor doesn't cover: of one server,
+        but for threads that serve a request at the same time
     :param primary_until: seconds of ``time.monotonic()``: until then the
         primary alone will do
     :param written: the position after its last commit that wrote
@@ -53,7 +54,7 @@ class Knowledge:
     """
 
     floor: ConsistencyToken | None = None
-    seen: Seen | None = None
+    seen: tuple[Seen, ...] = ()
     primary_until: float = 0.0
     written: ConsistencyToken | None = None
     unknown_write: bool = False
@@ -113,20 +114,30 @@ class Reader:
         :param seen: the server, and when
         """
         with self._lock:
-            self.knows = replace(self.knows, seen=seen)
+            self._add(seen)
 
-    def note_covered(self, seen: Seen, position: ConsistencyToken) -> None:
-        """Note a position that has all that the reader had seen
+    def _add(self, seen: Seen) -> None:
+        others = [
+            x
+            for x in self.knows.seen
+            if (x.server, x.instance) != (seen.server, seen.instance)
+        ]
+        self.knows = replace(self.knows, seen=(*others, seen))
+
+    def note_covered(
+        self, seen: Sequence[Seen], position: ConsistencyToken | None
+    ) -> None:
+        """Note a position that has what the reader had seen
 
         :param seen: what it had seen
-        :param position: of any server that has it all
+        :param position: that has it all; None: nobody can tell, forget it
         """
         with self._lock:
             knows = self.knows
             self.knows = replace(
                 knows,
                 floor=freshest(knows.floor, position),
-                seen=None if knows.seen is seen else knows.seen,
+                seen=tuple(x for x in knows.seen if x not in seen),
             )
 
     def note_written(self, position: ConsistencyToken) -> None:
@@ -141,7 +152,7 @@ class Reader:
             self.knows = replace(
                 knows,
                 floor=freshest(knows.floor, position),
-                seen=None,
+                seen=(),
                 written=freshest(knows.written, position),
                 unknown_write=False,
             )
@@ -162,9 +173,10 @@ class Reader:
         :param seen: the primary, after the commit; None: it serves all reads
         """
         with self._lock:
-            self.knows = replace(
-                self.knows, seen=seen or self.knows.seen, unknown_write=True
-            )
+            if seen is not None:
+                self._add(seen)
+
+            self.knows = replace(self.knows, unknown_write=True)
 
 
 class Readers:
@@ -178,6 +190,7 @@ class Readers:
         self._scope = scope
         self._of_thread = threading.local()
         self._of_scope: dict[Hashable, Reader] = {}
+        self._lock = threading.Lock()
 
     def current(self, registry: Any) -> Reader:
         """Return who reads: the request, else AnyBlok's thread or scope
@@ -199,12 +212,12 @@ class Readers:
 
     def _scoped(self, key: Hashable) -> Reader:
         known = self._of_scope
-        reader = known.get(key)
-        if reader is None:
-            reader = known.setdefault(key, Reader())
-            while len(known) > MAX_SCOPES:
-                # The oldest: nobody says when a scope has ended.
-                known.pop(next(iter(known)), None)
+        with self._lock:
+            reader = known.pop(key) if key in known else Reader()
+            known[key] = reader
+            if len(known) > MAX_SCOPES:
+                # The one used least lately: nobody says when a scope ends.
+                del known[next(iter(known))]
 
         return reader
 

@@ -153,6 +153,7 @@ class MultiEngines(RegistryBase):
     _readers: tuple[str, ...] = ()
     # By the names of the tables, seconds.
     _staleness_limits: dict[str, float] = {}  # noqa: RUF012
+    _plain_tables: frozenset[str] = frozenset()
     _engine: Any = None
 
     def __init__(self, db_name: str | None, *args: Any, **kwargs: Any) -> None:
@@ -188,6 +189,9 @@ class MultiEngines(RegistryBase):
         self.freshness = self._new_freshness(options)
         for server in known.replicas:
             self._identify(server.name)
+
+        if known.primary and known.replicas and self.freshness.has_positions:
+            engines.notice_ended_connections(self._engines[PRIMARY])
 
         # Not by engine: an option of the caller makes another engine of it.
         self._server_names = {
@@ -475,7 +479,8 @@ class MultiEngines(RegistryBase):
         try:
             self.freshness.read_after(reader, token)
         except ConsistencyTokenError:
-            reader.wants_primary = True
+            # In read-only mode there is none.
+            reader.wants_primary = not self.topology.read_only
             return False
 
         return True
@@ -492,7 +497,13 @@ class MultiEngines(RegistryBase):
             return default
 
         sources = self.statements.need_of(statement).sources
-        found = [limits.get(name, default) for name in sources]
+        known = self._plain_tables
+        # A view or a function may read any of them.
+        tightest = min(limits.values())
+        found = [
+            limits.get(name, default if name in known else tightest)
+            for name in sources
+        ]
         return min((x for x in found if x is not None), default=None)
 
     def _find_staleness_limits(self) -> None:
@@ -516,6 +527,12 @@ class MultiEngines(RegistryBase):
             limits[table.name] = min(limit, limits.get(table.name, limit))
 
         self._staleness_limits = limits
+        self._plain_tables = frozenset(
+            model.__table__.name
+            for model in self.loaded_namespaces.values()
+            if hasattr(model, "__table__")
+            and not getattr(model, "is_sql_view", False)
+        )
 
     def forget_catalogue(self) -> None:
         """Have the catalogue read again, when a statement wants to know"""
@@ -654,11 +671,9 @@ class MultiEngines(RegistryBase):
 
         return wrapper
 
-    def _on_primary(
-        self, method: Callable[..., Any], is_internal: bool = False
-    ) -> Any:
+    def _on_primary(self, method: Callable[..., Any]) -> Any:
         """Return a method that asks the primary, where there is one"""
-        wish = Wish(Intent.PRIMARY, is_internal=is_internal)
+        wish = Wish(Intent.PRIMARY)
 
         @wraps(method)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -675,7 +690,7 @@ class MultiEngines(RegistryBase):
 
         :exception: ReplicaWriteError, where its caller wants replicas
         """
-        inside = self._on_primary(method, is_internal=True)
+        inside = self._on_primary(method)
 
         @wraps(method)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -883,6 +898,7 @@ class MultiEngines(RegistryBase):
     def close(self) -> None:
         """Release the session, every engine and the monitor's thread"""
         self.monitor.stop()
+        self.freshness.close()
         try:
             super().close()
         finally:

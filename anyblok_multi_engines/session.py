@@ -40,7 +40,6 @@ from .engines import (
     end_now,
     is_in_transaction,
     is_lost,
-    is_unused,
     read_only_mode,
     sqlstate_of,
 )
@@ -81,20 +80,6 @@ REFUSALS = frozenset(["25006", "0A000", "55000"])
 # undefined_column, undefined_function, undefined_object, invalid_schema_name).
 FAILS_HERE = frozenset(
     ["40001", "40P01", "42P01", "42703", "42883", "42704", "3F000"]
-)
-
-# Why a statement that only reads may be on the primary.
-READS_ON_PRIMARY = frozenset(
-    [
-        Reason.CALLER_WANTS_PRIMARY,
-        Reason.NO_FRESH_REPLICA,
-        Reason.NO_USABLE_REPLICA,
-        Reason.PRIMARY_TAKES_READS,
-        Reason.RECENT_WRITE,
-        Reason.REPLICA_BEHIND,
-        Reason.REPLICA_LOST,
-        Reason.STATEMENT_SAYS,
-    ]
 )
 
 # For want of a replica that is fresh enough.
@@ -236,7 +221,7 @@ class MixinSession(SessionBase):
             event.listen(cls, "after_begin", _record_placement)
             event.listen(cls, "before_commit", _end_replica_side)
             event.listen(cls, "after_commit", _after_commit)
-            event.listen(cls, "after_rollback", _note_fallback)
+            event.listen(cls, "after_rollback", _after_rollback)
             event.listen(cls, "after_transaction_end", _note_end)
             event.listen(cls, "before_flush", _check_flush)
             event.listen(cls, "after_flush_postexec", _after_flush)
@@ -271,7 +256,7 @@ class MixinSession(SessionBase):
             bound = super().get_bind(mapper, clause=clause, bind=bind, **kwargs)
 
         if bind is not None or bound is not registry.bind:
-            self._note_given(call, bound)
+            self._note_given(call, clause, bound)
             return bound  # type: ignore[no-any-return]
 
         given = registry.given_session_connection
@@ -293,8 +278,6 @@ class MixinSession(SessionBase):
         if call is not NO_CALL:
             call.clause = clause
             self._note_decided(call, decision)
-        elif self._flushing:
-            self._watch_flush()
 
         return registry.engine_of(decision.server_name)  # type: ignore[no-any-return]
 
@@ -324,6 +307,7 @@ class MixinSession(SessionBase):
                 behind=call.behind,
                 **self._known_freshness(usable, reader, call),
                 last=freshness.stays_on(reader),
+                stays=registry.has_snapshots or self._has_fallen_back(),
                 wrote_lately=freshness.must_ask_primary(reader),
                 has_primary=not topology.read_only,
                 has_replicas=bool(topology.replicas),
@@ -341,32 +325,7 @@ class MixinSession(SessionBase):
     def placement(self) -> Placement:
         """Return where this unit of work has been placed so far"""
         unit = self._current()
-        if unit is None:
-            return NOWHERE
-
-        flushed_on = unit.flushed_on
-        if flushed_on is not None and not is_unused(flushed_on):
-            unit.flushed_on = None
-            unit.placement = unit.placement.with_write()
-
-        return unit.placement
-
-    def _watch_flush(self) -> None:
-        """Note a write when a flush sends something, and not before
-
-        On a connection that has begun; of a new one the driver says whether
-        anything has been sent.
-        """
-        unit = self._current()
-        if unit is None or unit.primary is None or unit.is_watched:
-            return
-
-        def note_statement(*_: Any) -> None:
-            if self._flushing:
-                unit.placement = unit.placement.with_write()
-
-        unit.is_watched = True
-        event.listen(unit.primary, "before_cursor_execute", note_statement)
+        return NOWHERE if unit is None else unit.placement
 
     def _current(self) -> UnitOfWork | None:
         """Return what is known of this unit of work; None: it hasn't begun"""
@@ -456,19 +415,13 @@ class MixinSession(SessionBase):
         reader: Reader = registry.reader()
         limit = self._max_staleness(clause)
         unit = self._current()
-        if (
-            limit is None
-            and unit is not None
-            and unit.checked
-            and unit.checked_floor is reader.knows.floor
-            and unit.placement.replica == name
-        ):
+        if limit is None and unit is not None and self._is_checked(name, unit):
             return True
 
         call.clause, call.decision = clause, decision
         try:
             floor = call.floor = self._floor(name, reader, call, limit)
-            if floor is None and reader.knows.seen is None:
+            if floor is None and not reader.knows.seen:
                 # A reader that has seen nothing, and is promised nothing.
                 return True
 
@@ -477,7 +430,11 @@ class MixinSession(SessionBase):
                 bind_arguments={"bind": registry.engine_of(name)}
             )
             is_fresh: bool = freshness.is_fresh(
-                connection, reader, floor, call.until
+                connection,
+                reader,
+                floor,
+                call.until,
+                None if unit is None else unit.checked_floor,
             )
         except Behind as error:
             logger.debug("No replica is known to be fresh enough: %s", error)
@@ -506,13 +463,15 @@ class MixinSession(SessionBase):
             call.floor_at_start = freshness.floor_at_start(reader)
             call.has_floor = True
 
-        if unit is not None and unit.saw_primary and self._keeps_reader():
+        if self.placement().on_primary and self._keeps_reader():
             reader.note_read(Seen(PRIMARY, None, monotonic()))
 
-        seen = reader.knows.seen
-        if seen is not None and seen.server != name:
-            self._cover(reader)
-
+        left = self.placement().lost
+        freshness.cover(
+            reader,
+            [x for x in reader.knows.seen if x.server != name],
+            [x for x in self.anyblok.usable_readers() if x not in left],
+        )
         floor = freshest(call.floor_at_start, reader.knows.floor)
         for _, wish in self._wishes:
             floor = freshest(floor, wish.token)
@@ -523,22 +482,20 @@ class MixinSession(SessionBase):
 
         return floor
 
-    def _cover(self, reader: Reader) -> None:
-        """Learn a position that has all that the reader has seen
+    def _is_checked(self, name: str, unit: UnitOfWork) -> bool:
+        """Return True where a replica is known to have what must be seen"""
+        knows = self.anyblok.reader().knows
+        return (
+            unit.checked
+            and unit.placement.replica == name
+            and unit.checked_floor is knows.floor
+            and all(seen is unit.seen for seen in knows.seen)
+            and all(wish.token is None for _, wish in self._wishes)
+        )
 
-        :exception: Behind, where none is to be had
-        """
-        registry = self.anyblok
-        left = self.placement().lost
-        usable = [x for x in registry.usable_readers() if x not in left]
-        try:
-            registry.freshness.cover(reader, usable)
-        except Behind:
-            if not registry.topology.read_only:
-                raise
-
-            # There is nobody who knows more, and nothing else to read from.
-            logger.debug("What was seen before can't be compared")
+    def _has_fallen_back(self) -> bool:
+        unit = self._current()
+        return unit is not None and unit.fell_back
 
     def _may_wait(self, call: Call) -> bool:
         """Return True where a statement waits for a replica, the nearest one
@@ -568,7 +525,12 @@ class MixinSession(SessionBase):
             unit.floor, unit.has_floor = call.floor_at_start, True
 
         if is_fresh:
-            unit.checked, unit.checked_floor = True, reader.knows.floor
+            floor = reader.knows.floor
+            if unit.served and floor is not unit.checked_floor:
+                # What it has loaded before may be older.
+                self.forget_replica_reads()
+
+            unit.checked, unit.checked_floor = True, floor
         elif not unit.served:
             unit.placement = unit.placement.without_replica()
 
@@ -600,7 +562,7 @@ class MixinSession(SessionBase):
             seen = unit.seen = Seen(server, instance, 0.0)
 
         seen.at = monotonic()
-        if reader.knows.seen is not seen:
+        if seen not in reader.knows.seen:
             reader.note_read(seen)
 
     def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
@@ -693,10 +655,10 @@ class MixinSession(SessionBase):
         if name is not None and name in self._connections_of_replicas():
             self._note_seen(name)
 
-        if self.placement().on_primary and not self._flushing:
+        on_primary = call.server == PRIMARY or self.placement().on_primary
+        if on_primary and not self._flushing:
             # What the caller does with it is unknown.
             self._place(Placement.with_write)
-            self._unit.saw_primary = True
 
         return connection
 
@@ -757,9 +719,10 @@ class MixinSession(SessionBase):
 
         return wanted
 
-    def _note_given(self, call: Call, bound: Any) -> None:
+    def _note_given(self, call: Call, clause: Any, bound: Any) -> None:
         """Note where a statement goes whose caller has given the bind"""
         if call is not NO_CALL:
+            call.clause = clause
             call.server = self.anyblok.server_name_of(bound.engine)
             call.from_replica = call.server not in (None, PRIMARY)
 
@@ -769,6 +732,8 @@ class MixinSession(SessionBase):
         call.server = decision.server_name
         call.from_replica = call.server != PRIMARY
         if not call.from_replica and not self._flushing:
+            # Its connection may be one that a flush has asked for.
+            self._place(Placement.with_primary)
             provenance.expire_replica_reads(self)
 
     def _run(
@@ -840,6 +805,7 @@ class MixinSession(SessionBase):
 
         decision = call.decision
         if decision is None:
+            self._note_given_done(call)
             return
 
         statements = self.anyblok.statements
@@ -856,13 +822,19 @@ class MixinSession(SessionBase):
 
         need = statements.need_of(call.clause)
         unit.fell_back |= decision.reason in FALLBACKS
-        unit.saw_primary |= need.shows_data and not (
-            self.wish is not None and self.wish.is_internal
-        )
         unit.changed_schema |= statements.change_schema(call.clause)
-        if not self.placement().wrote and not (
-            decision.reason in READS_ON_PRIMARY and need.is_read
-        ):
+        if not need.is_read:
+            self._place(Placement.with_write)
+
+    def _note_given_done(self, call: Call) -> None:
+        """Note a statement that has been executed on the caller's own bind"""
+        unit, name = self._current(), call.server
+        if unit is None or name is None or not self.anyblok.topology.replicas:
+            return
+
+        if name in unit.reads_on:
+            self._note_seen(name)
+        elif not self.anyblok.statements.need_of(call.clause).is_read:
             self._place(Placement.with_write)
 
     def _place(self, change: Callable[[Placement], Placement]) -> None:
@@ -959,15 +931,29 @@ def _record_placement(
         unit.reads_on[name] = connection
         kept = before.replica in session.anyblok.usable_readers()
         after = before if kept else before.with_replica(name)
-    elif session._flushing:
-        after, unit.flushed_on = before, connection
-        unit.primary = connection
     else:
         unit.primary = connection
-        after = before.with_primary()
-        provenance.expire_replica_reads(session)
+        _watch_flushes(session, unit)
+        # AnyBlok marks what a One2Many has loaded as changed, and the flush of
+        # the next query has nothing to send: that ends no reads from a replica.
+        after = before
+        if not session._flushing:
+            after = before.with_primary()
+            provenance.expire_replica_reads(session)
 
     unit.placement = after
+
+
+def _watch_flushes(session: MixinSession, unit: UnitOfWork) -> None:
+    """Note a write when a flush sends something, and not before"""
+    connection = unit.primary
+    if connection is None or not session.anyblok.topology.replicas:
+        return
+
+    @event.listens_for(connection, "before_cursor_execute")
+    def note_statement(*_: Any) -> None:
+        if session._flushing and not unit.placement.wrote:
+            unit.placement = unit.placement.with_write()
 
 
 def _end_replica_side(session: MixinSession) -> None:
@@ -975,10 +961,15 @@ def _end_replica_side(session: MixinSession) -> None:
 
     There is one only where replicas have real transactions.
     """
-    if session.in_nested_transaction() or not session.placement().on_primary:
+    unit = session._current()
+    if unit is None or session.in_nested_transaction():
         return
 
-    for connection in session._connections_of_replicas().values():
+    unit.is_committing = True
+    if not unit.placement.on_primary:
+        return
+
+    for connection in unit.reads_on.values():
         end_now(connection)
 
 
@@ -1007,17 +998,35 @@ def _after_commit(session: MixinSession) -> None:
         registry.freshness.note_commit(registry.reader(), driver)
         unit.covered = True
     else:
-        _note_fallback(session)
+        _note_fallback(session, unit)
 
 
-def _note_fallback(session: MixinSession) -> None:
+def _after_rollback(session: MixinSession) -> None:
+    """Note what a unit of work has seen, or may have committed"""
+    unit = session._current()
+    if unit is None or not session._keeps_reader():
+        return
+
+    primary = unit.primary
+    if (
+        unit.is_committing
+        and unit.placement.wrote
+        and primary is not None
+        and primary.invalidated
+    ):
+        # The answer to its COMMIT was lost.
+        session.anyblok.reader().note_unknown_write(None)
+    else:
+        _note_fallback(session, unit)
+
+
+def _note_fallback(session: MixinSession, unit: UnitOfWork) -> None:
     """Note how far the primary is that has read for want of a replica
 
     Not at the start of the next unit of work: until then a replica may have
     caught up.
     """
-    unit = session._current()
-    if unit is None or not unit.fell_back or not session._keeps_reader():
+    if not unit.fell_back:
         return
 
     driver = _idle_driver(unit.primary)
@@ -1041,7 +1050,7 @@ def _note_end(session: MixinSession, transaction: SessionTransaction) -> None:
     if unit.seen is not None:
         unit.seen.at = now
 
-    if unit.saw_primary and not unit.covered:
+    if unit.placement.on_primary and not unit.covered:
         session.anyblok.reader().note_read(Seen(PRIMARY, None, now))
 
 

@@ -32,14 +32,12 @@ class UnitOfWork:
         "covered",
         "fell_back",
         "floor",
-        "flushed_on",
         "has_floor",
-        "is_watched",
+        "is_committing",
         "placement",
         "primary",
         "reads_on",
         "root",
-        "saw_primary",
         "seen",
         "served",
     )
@@ -48,15 +46,10 @@ class UnitOfWork:
         self.root = root
         #: where it has been placed
         self.placement: Placement = NOWHERE
-        #: The primary's connection that a flush has asked for, until
-        #: something is sent on it: AnyBlok marks what a One2Many has loaded
-        #: as changed, and the flush of the next query has nothing to write.
-        #: That ends no unit of work's reads from a replica.
-        self.flushed_on: Connection | None = None
         #: the primary's connection
         self.primary: Connection | None = None
-        #: True where what a flush sends there is noted
-        self.is_watched = False
+        #: True from the beginning of its commit
+        self.is_committing = False
         #: the replicas' connections, by their servers
         self.reads_on: dict[str, Connection] = {}
         #: True where a replica has given it rows
@@ -72,8 +65,6 @@ class UnitOfWork:
         self.checked_floor: ConsistencyToken | None = None
         #: what its reader has seen by it
         self.seen: Seen | None = None
-        #: True where the primary has shown it what others have committed
-        self.saw_primary = False
         #: True where it reads from the primary for want of a fresh replica
         self.fell_back = False
         #: True where a position has all that its reader has seen by it

@@ -81,6 +81,8 @@ class Situation:
     :param nearest: the usable replica that is known to be furthest
     :param last: the server that the session's last unit of work has read from
         and that this one stays on; None: any will do
+    :param stays: True where a unit of work that has read on the primary stays:
+        it has a snapshot there, or no replica was fresh enough
     :param wrote_lately: True where only the primary is sure to have what the
         session has written
     :param has_primary: False in read-only mode
@@ -102,6 +104,7 @@ class Situation:
     promising: Collection[str] | None = None
     nearest: str | None = None
     last: str | None = None
+    stays: bool = False
     wrote_lately: bool = False
     has_primary: bool = True
     has_replicas: bool = True
@@ -216,7 +219,8 @@ def already_on_primary(asked: Situation) -> Decision | None:
     if not placement.on_primary:
         return None
 
-    if asked.intent is Intent.REPLICAS and not placement.wrote:
+    may_leave = not (placement.wrote or asked.stays)
+    if asked.intent is Intent.REPLICAS and may_leave:
         # It has only read there: nothing of its own could be missed.
         return None
 

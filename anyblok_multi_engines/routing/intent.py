@@ -35,10 +35,8 @@ class Wish:
         None: as the models and the options say
     :param token: the position that a replica must have reached; None: as the
         session's consistency says
-    :param is_internal: True where what is read isn't shown to the application
     """
 
     intent: Intent
     max_staleness: float | None = None
     token: ConsistencyToken | None = None
-    is_internal: bool = False

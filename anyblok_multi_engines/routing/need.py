@@ -41,17 +41,6 @@ class Need:
         """Return True where a replica can serve the statement"""
         return self.kind is Kind.READ
 
-    @property
-    def shows_data(self) -> bool:
-        """Return True where it may show what others have committed
-
-        Not what it writes itself.
-        """
-        if self.kind is Kind.WRITE:
-            return str(self.because).startswith("FOR ")
-
-        return not self.is_read or bool(self.sources)
-
 
 READ = Need(Kind.READ)
 NO_STATEMENT = Need(Kind.UNPROVEN, "no statement: a bare connection")

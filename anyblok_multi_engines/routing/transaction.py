@@ -27,7 +27,7 @@ class Placement:
 
     def with_primary(self) -> Placement:
         """Return the placement after a statement on the primary"""
-        return replace(self, on_primary=True)
+        return self if self.on_primary else replace(self, on_primary=True)
 
     def with_write(self) -> Placement:
         """Return the placement after a statement that may have written"""

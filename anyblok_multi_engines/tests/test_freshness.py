@@ -12,7 +12,8 @@ from io import StringIO
 from itertools import pairwise
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from anyblok_multi_engines.consistency import (
     ConsistencyToken,
@@ -25,8 +26,11 @@ from anyblok_multi_engines.errors import (
     OptionError,
 )
 from anyblok_multi_engines.freshness import UNITS_ON_ONE
+from anyblok_multi_engines.reader import Reader, Seen, serving
 from anyblok_multi_engines.routing.decision import Reason
 from anyblok_multi_engines.testing import wait_until
+
+from .conftest import DRIVER
 
 REPLICAS = {"replica1", "replica2"}
 FUNCTIONS = "pg_current_wal_insert_lsn(), pg_last_wal_replay_lsn()"
@@ -382,6 +386,241 @@ class TestSession:
             assert titles(registry) == {"x"}
 
 
+class TestAsIfNothingHadHappened:
+    """What others have found to break it"""
+
+    def other(self, servers, title="new"):
+        servers.cluster.primary.execute(
+            f"insert into book (title, copies) values ('{title}', 1)",
+            database=servers.database,
+        )
+
+    def in_thread(self, registry, work):
+        def run():
+            try:
+                work()
+            finally:
+                registry.Session.remove()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+
+    def warm(self, registry, servers):
+        write(registry, "old")
+        servers.cluster.wait_for_replay()
+        assert units(registry, servers, 8) <= REPLICAS
+
+    def test_token_of_a_block_in_the_middle_of_a_unit_of_work(
+        self, registry, servers
+    ):
+        self.warm(registry, servers)
+        for _ in range(3):
+            assert registry.Book.query().count() == 1
+
+        pause(*servers.cluster.replicas)
+        tokens = []
+
+        def work():
+            write(registry, "new")
+            tokens.append(registry.consistency_token())
+
+        self.in_thread(registry, work)
+        with registry.use_replicas(token=tokens[0]):
+            assert registry.Book.query().count() == 2
+
+    def test_failed_write_shows_what_made_it_fail(self, registry, servers):
+        self.warm(registry, servers)
+        servers.cluster.primary.execute(
+            "create unique index on book (title)", database=servers.database
+        )
+        pause(*servers.cluster.replicas)
+        self.other(servers)
+        with pytest.raises(IntegrityError):
+            registry.Book.insert(title="new")
+
+        registry.rollback()
+        assert titles(registry) == {"old", "new"}
+
+    def test_update_of_nothing_shows_why(self, registry, servers):
+        self.warm(registry, servers)
+        pause(*servers.cluster.replicas)
+        servers.cluster.primary.execute(
+            "update book set title = 'new'", database=servers.database
+        )
+        done = registry.execute(
+            text("UPDATE book SET copies = 2 WHERE title = 'old'")
+        )
+        assert done.rowcount == 0
+        registry.rollback()
+        assert titles(registry) == {"new"}
+
+    def test_commit_whose_answer_is_lost(self, servers, make_registry):
+        proxy = servers.cluster.proxy(servers.cluster.primary)
+        registry = make_registry(
+            servers.database,
+            db_wo_url=proxy.url(servers.database, DRIVER),
+            db_ro_urls=servers.replica_urls,
+        )
+        self.warm(registry, servers)
+        before = registry.consistency_token()
+        pause(*servers.cluster.replicas)
+        registry.Book.insert(title="new")
+
+        @event.listens_for(registry.session, "before_commit", once=True)
+        def lose(session):
+            session.flush()
+            primary = servers.cluster.primary
+            primary.terminate_backends(servers.database)
+
+        with pytest.raises(DBAPIError):
+            registry.commit()
+
+        registry.rollback()
+        assert titles(registry) == {"old"}
+        assert registry.consistency_token() != before
+
+    def test_write_by_a_given_bind(self, registry, servers):
+        self.warm(registry, servers)
+        pause(*servers.cluster.replicas)
+        registry.session.execute(
+            text("INSERT INTO book (title, copies) VALUES ('new', 1)"),
+            bind_arguments={"bind": registry.engine_of("primary")},
+        )
+        registry.commit()
+        assert titles(registry) == {"old", "new"}
+
+    def test_flush_of_a_listener_of_the_commit(self, registry, servers):
+        self.warm(registry, servers)
+        pause(*servers.cluster.replicas)
+
+        @event.listens_for(registry.session, "before_commit", once=True)
+        def add(session):
+            session.bulk_save_objects([registry.Book(title="new")])
+
+        assert registry.Book.query().count() == 1
+        registry.commit()
+        assert titles(registry) == {"old", "new"}
+
+    def test_snapshot_gets_no_fresher(self, make, servers):
+        registry = make(isolation_level="REPEATABLE_READ")
+        self.warm(registry, servers)
+        assert registry.Book.query().count() == 1
+        tokens = []
+
+        def work():
+            write(registry, "new")
+            tokens.append(registry.consistency_token())
+            servers.cluster.wait_for_replay()
+            units(registry, servers)
+
+        self.in_thread(registry, work)
+        registry.read_after(tokens[0])
+        assert registry.Book.query().count() == 2
+
+    def test_fallback_in_use_replicas_stays_on_the_primary(self, make, servers):
+        registry = make()
+        self.warm(registry, servers)
+        pause(*servers.cluster.replicas)
+        write(registry, "new")
+        pool = registry.engine_of("primary").pool
+        taken = [pool.connect() for _ in range(pool.size() - 1)]
+        begun = time.monotonic()
+        with registry.use_replicas():
+            for _ in range(3):
+                assert registry.Book.query().count() == 2
+
+        registry.rollback()
+        assert time.monotonic() - begun < 5.0
+        for connection in taken:
+            connection.close()
+
+    def test_two_sessions_of_a_thread(self, registry, servers):
+        self.warm(registry, servers)
+        ahead = servers.cluster.replicas[1]
+        pause(servers.first)
+        one, two = (registry.Session.session_factory() for _ in range(2))
+        count = text("SELECT count(*) FROM book")
+        with one, two:
+            assert one.scalar(count) == 1
+            self.other(servers)
+            ahead.wait_for_replay(servers.cluster.primary.committed_lsn())
+            most = two.scalar(count)
+            assert one.scalar(count) >= most
+
+    def test_read_after_expires_what_an_older_state_has_shown(
+        self, registry, servers
+    ):
+        self.warm(registry, servers)
+        book = registry.Book.query().one()
+        assert book.title == "old"
+        tokens = []
+
+        def work():
+            registry.Book.query().one().title = "new"
+            registry.commit()
+            tokens.append(registry.consistency_token())
+            servers.cluster.wait_for_replay()
+
+        self.in_thread(registry, work)
+        registry.read_after(tokens[0])
+        assert registry.Book.query().one().title == "new"
+
+    def test_threads_of_one_request(self, registry, servers):
+        self.warm(registry, servers)
+        reader = Reader()
+        behind = Seen("replica1", object(), 1.0)
+        ahead = Seen("replica2", object(), 2.0)
+        for seen in (ahead, behind, ahead):
+            reader.note_read(seen)
+
+        assert set(reader.knows.seen) == {ahead, behind}
+
+    def test_reads_alone_give_no_token(self, registry, servers):
+        self.warm(registry, servers)
+        before = registry.consistency_token()
+        with registry.use_primary():
+            registry.Book.query().count()
+
+        registry.Book.query().count()
+        registry.commit()
+        with registry.begin_nested():
+            registry.Book.query().count()
+
+        registry.commit()
+        assert registry.consistency_token() == before
+
+    def test_positions_that_are_no_more_to_be_had(self, make, servers):
+        registry = make()
+        self.warm(registry, servers)
+        pause(*servers.cluster.replicas)
+        write(registry, "new")
+        registry.freshness._fall_back("the test says so")
+        assert titles(registry) == {"old", "new"}
+
+    def test_read_only_mode_after_new_connections(
+        self, registry, servers, make_registry
+    ):
+        self.warm(registry, servers)
+        registry.close()
+        reading = make_registry(
+            servers.database, db_wo_url=None, db_ro_urls=servers.replica_urls
+        )
+        for _ in range(8):
+            assert titles(reading) == {"old"}
+
+        for replica in servers.cluster.replicas:
+            replica.terminate_backends(servers.database)
+
+        for _ in range(8):
+            assert titles(reading) == {"old"}
+
+        reader = Reader()
+        assert not reading.accept_token("garbage", reader)
+        with serving(reader):
+            assert titles(reading) == {"old"}
+
+
 class TestLevels:
     def test_eventual_has_no_tokens(self, make, servers):
         registry = make(db_ro_consistency="eventual")
@@ -612,8 +851,10 @@ class TestUseReplicas:
                 assert unit(registry, servers) in REPLICAS
 
     def test_with_max_staleness_asks_no_more_often_than_that(
-        self, registry, servers
+        self, make, servers
     ):
+        # But for the monitor.
+        registry = make(db_ro_check_interval=60)
         with registry.use_replicas(max_staleness=60):
             unit(registry, servers)
             size = servers.cluster.primary.log_size

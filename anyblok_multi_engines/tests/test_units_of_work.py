@@ -118,6 +118,8 @@ class TestPlacement:
         assert registry.execute(text(question)).scalar() == answer
         assert servers.served_by(registry) == "primary"
         registry.rollback()
+        # What it has seen of the primary.
+        servers.cluster.wait_for_replay()
         assert servers.served_by(registry) in REPLICAS
 
     @pytest.mark.parametrize("end", ["commit", "rollback"])
@@ -280,6 +282,7 @@ def test_commit_isolation(servers, make_registry, level):
         servers.database,
         db_wo_url=servers.primary_url,
         db_ro_urls=[proxy.url(servers.database, DRIVER)],
+        db_ro_consistency="eventual",
         isolation_level=level,
     )
     trials = [fault for fault, times in FAULTS.items() for _ in range(times)]
