@@ -856,7 +856,7 @@ class TestUseReplicas:
         # But for the monitor.
         registry = make(db_ro_check_interval=60)
         with registry.use_replicas(max_staleness=60):
-            unit(registry, servers)
+            units(registry, servers)
             size = servers.cluster.primary.log_size
             units(registry, servers)
 
