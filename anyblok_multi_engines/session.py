@@ -314,7 +314,7 @@ class MixinSession(SessionBase):
                 loading=registry.is_loading,
                 unittest=registry.unittest_transaction is not None,
                 flushing=self._flushing,
-                wanted=self._known(call.wanted or _wanted_by(clause)),
+                wanted=self._known(_wanted_by(clause, call)),
                 intent=self.intent,
                 pinned=self._is_pinned(),
                 placement=placement,
@@ -380,7 +380,7 @@ class MixinSession(SessionBase):
             if (
                 call is NO_CALL
                 or name is None
-                or name == call.wanted
+                or name == _wanted_by(clause, call)
                 or self.is_aside
                 or not self.anyblok.is_replica(name)
                 or self._is_fresh(name, decision, clause, call)
@@ -791,7 +791,7 @@ class MixinSession(SessionBase):
         """
         return (
             call.from_replica
-            and call.wanted is None
+            and _wanted_by(call.clause, call) is None
             and call.decision is not None
             and self.intent is not Intent.REPLICAS
             and not self.anyblok.topology.read_only
@@ -859,7 +859,7 @@ class MixinSession(SessionBase):
         if name not in self._connections_of_replicas():
             # It refused the connection: nothing has been sent.
             self.anyblok.monitor.report_down(name, summary_of(error))
-            return call.wanted in (None, REPLICA)
+            return _wanted_by(call.clause, call) in (None, REPLICA)
 
         if not self.anyblok.statements.need_of(call.clause).is_read:
             # The caller has vouched for it, or there is no primary.
@@ -1082,10 +1082,10 @@ def _after_flush(session: MixinSession, flush_context: Any) -> None:
         provenance.expire_replica_reads(session)
 
 
-def _wanted_by(clause: Any) -> str | None:
-    """Return the server that a statement's own options name"""
+def _wanted_by(clause: Any, call: Call) -> str | None:
+    """Return the server that a call, or the statement's own options, name"""
     options: Mapping[str, Any] = getattr(clause, "_execution_options", {})
-    wanted: str | None = options.get(OPTION)
+    wanted: str | None = call.wanted or options.get(OPTION)
     return wanted
 
 

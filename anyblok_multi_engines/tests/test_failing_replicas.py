@@ -221,6 +221,7 @@ def test_error_of_the_primary_is_raised(servers, registry):
     update = text("UPDATE shelf SET name = 'x'")
     registry.execute(update)
     registry.rollback()
+    units_of_work(registry, servers)
     servers.cluster.primary.stop()
     with pytest.raises(OperationalError):
         registry.execute(update)

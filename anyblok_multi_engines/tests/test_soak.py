@@ -51,28 +51,28 @@ def lines(violations):
 
 
 def test_session(run):
-    outcome = run("session", 15.0)
+    outcome = run("session", 22.0)
     assert lines(outcome.violations()) == []
     # What others have committed isn't promised, and is found to be missing.
     assert outcome.violations("strong")
 
 
 def test_registry(run):
-    outcome = run("registry", 5.0)
+    outcome = run("registry", 9.0)
     assert lines(outcome.violations()) == []
     assert outcome.violations("strong")
 
 
 def test_strong(run):
-    assert lines(run("strong", 12.0).violations()) == []
+    assert lines(run("strong", 20.0).violations()) == []
 
 
 def test_no_promise_is_caught(run):
-    outcome = run("eventual", 3.0)
+    outcome = run("eventual", 4.0)
     assert lines(outcome.violations()) == []
     assert outcome.violations("session")
 
 
 def test_broken_router_is_caught(run):
-    outcome = run("session", 4.0, forgets_what_it_has_seen)
+    outcome = run("session", 5.0, forgets_what_it_has_seen)
     assert outcome.violations()

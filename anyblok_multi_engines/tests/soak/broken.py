@@ -28,18 +28,20 @@ def takes_the_position_before_the_commit() -> None:
 
 def forgets_what_it_has_seen() -> None:
     """Remember what was written, and not what was read"""
-    Freshness.cover = lambda self, reader, usable: None
+    Freshness.cover = lambda self, reader, seen, usable: None
 
 
 def asks_one_replica_and_reads_from_another() -> None:
     """Take a replica where any of them has the position"""
     is_fresh = Freshness.is_fresh
 
-    def is_any_fresh(self: Freshness, connection, reader, floor, until) -> bool:
+    def is_any_fresh(
+        self: Freshness, connection: Any, reader: Any, floor: Any, *rest: Any
+    ) -> bool:
         known = filter(None, map(self.positions.known_of, self._engines))
         return any(
             floor is None or floor.is_reached_by(x.position) for x in known
-        ) or is_fresh(self, connection, reader, floor, until)
+        ) or is_fresh(self, connection, reader, floor, *rest)
 
     Freshness.is_fresh = is_any_fresh
 
