@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, NoSuchModuleError
+from sqlalchemy.pool import QueuePool
 
 from .errors import NoPrimaryError, OptionError
 from .topology import Role, Server
@@ -124,6 +125,16 @@ def apart(engine: Engine) -> Engine:
     :param engine: one of the registry's
     """
     return Engine(engine.pool.recreate(), engine.dialect, engine.url)
+
+
+def in_use(engine: Engine) -> int:
+    """Return how many connections of an engine's pool are in use
+
+    :param engine: one of the registry's
+    :rtype: 0 for a pool that keeps no number
+    """
+    pool = engine.pool
+    return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
 
 def standby_isolation_level(level: str) -> str:

@@ -29,7 +29,7 @@ class Probe:
 
     def __init__(self, is_replica=True):
         self.is_replica = is_replica
-        self.failure = None
+        self.failure = self.pool = None
         self.asked = 0
         self.may_answer = threading.Event()
         self.may_answer.set()
@@ -45,6 +45,9 @@ class Probe:
             raise self.failure
 
         return Observation(0.0, 0.001, self.is_replica, None)
+
+    def pool_use(self):
+        return self.pool
 
     def cut_off(self):
         self.was_cut_off = True
