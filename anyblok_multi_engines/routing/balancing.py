@@ -96,9 +96,10 @@ class Balancer:
     def _turn(self, names: Sequence[str]) -> tuple[str, Mapping[str, float]]:
         known = self._credits
         new = {name: self._draw() for name in names if name not in known}
-        return in_turn(
-            names, self._shares(), {**known, **new} if new else known
-        )
+        if new:
+            known = self._credits = {**known, **new}
+
+        return in_turn(names, self._shares(), known)
 
 
 def at_random(

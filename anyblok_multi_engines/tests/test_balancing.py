@@ -15,6 +15,8 @@ from anyblok_multi_engines.health.model import PROVING, Status
 from anyblok_multi_engines.routing.balancing import Policy
 from anyblok_multi_engines.testing import wait_until
 
+from .conftest import PORT
+
 POLICIES = [policy.value for policy in Policy]
 
 # Long enough for no other answer than the first: no share changes.
@@ -128,6 +130,35 @@ def test_least_busy_leaves_a_replica_whose_connections_are_in_use(
         connection.close()
 
     assert served(registry, servers, 40)["replica1"] >= 15
+
+
+def test_explanation_takes_nobody_s_turn(servers, make):
+    registry = make(db_ro_policy="round-robin")
+    found = Counter()
+    for _ in range(20):
+        told = registry.explain(PORT).server_name
+        name = servers.served_by(registry)
+        assert told == name
+        found[name] += 1
+        registry.rollback()
+
+    assert found == {"replica1": 10, "replica2": 10}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_forked_processes_do_not_begin_alike(make, policy):
+    registry = make(db_ro_policy=policy)
+    registry.monitor.stop()
+    for name in ("primary", "replica1", "replica2"):
+        # What a parent has, a child leaves to it; here nobody would close it.
+        registry.engine_of(name).dispose()
+
+    first = set()
+    for _ in range(30):
+        registry.start_anew()
+        first.add(registry.explain(PORT).server_name)
+
+    assert first == {"replica1", "replica2"}
 
 
 def test_engine_is_given_by_the_weights(servers, make):

@@ -135,6 +135,14 @@ def test_busy_is_what_a_server_does_by_its_share(draw):
     assert less_busy(names, shares, draw, {"a": 19, "b": 1}.get) == "b"
 
 
+def test_servers_that_are_hardly_used_have_their_shares():
+    shares = {"a": 9.0, "b": 1.0}
+    use = {"a": 3, "b": 0}
+    chooser = balancer(Policy.LEAST_BUSY, shares, use.get)
+    chosen = counted(chooser.choose, ("a", "b"))
+    assert abs(chosen["a"] - 0.9 * NUMBER) <= 0.01 * NUMBER
+
+
 @given(WEIGHTS, STARTS)
 def test_two_that_are_compared_are_different(weights, draw):
     shares = named(weights)
