@@ -102,6 +102,18 @@ class Stage:
 
         span.ended = time.monotonic_ns()
 
+    @contextmanager
+    def gone(self, server: PostgresServer) -> Iterator[None]:
+        """Do a block in which a server doesn't run
+
+        A proxy takes clients that its server doesn't, and libpq then tries no
+        other host.
+        """
+        proxy = self.proxies[server.name]
+        proxy.refuse()
+        yield
+        proxy.heal()
+
     def settle(self) -> None:
         """Wait until the replicas have all that is committed"""
         for replica in self.replicas:
@@ -147,8 +159,9 @@ def stop(mode: str) -> Block:
     @contextmanager
     def stopped(stage: Stage, server: PostgresServer) -> Iterator[None]:
         server.stop(mode)
-        yield
-        server.start()
+        with stage.gone(server):
+            yield
+            server.start()
 
     return stopped
 
@@ -156,8 +169,9 @@ def stop(mode: str) -> Block:
 @contextmanager
 def kill(stage: Stage, server: PostgresServer) -> Iterator[None]:
     server.kill()
-    yield
-    server.start()
+    with stage.gone(server):
+        yield
+        server.start()
 
 
 @contextmanager
@@ -220,7 +234,10 @@ def change_schema(stage: Stage, server: PostgresServer) -> Iterator[None]:
 
 @contextmanager
 def rebuild(stage: Stage, server: PostgresServer) -> Iterator[None]:
-    server.rebuild(stage.primary)
+    server.kill()
+    with stage.gone(server):
+        server.rebuild(stage.primary)
+
     yield
 
 
@@ -244,14 +261,15 @@ def promote(stage: Stage, server: PostgresServer) -> Iterator[None]:
     """
     old = stage.primary
     old.stop("immediate")
-    new = most_advanced(stage.replicas)
-    (other,) = [x for x in stage.replicas if x is not new]
-    stage.promotions.append(time.monotonic_ns())
-    new.promote()
-    new.upstream, stage.primary = None, new
-    other.follow(new)
-    yield
-    old.rebuild(new)
+    with stage.gone(old):
+        new = most_advanced(stage.replicas)
+        (other,) = [x for x in stage.replicas if x is not new]
+        stage.promotions.append(time.monotonic_ns())
+        new.promote()
+        new.upstream, stage.primary = None, new
+        other.follow(new)
+        yield
+        old.rebuild(new)
 
 
 def most_advanced(replicas: list[PostgresServer]) -> PostgresServer:

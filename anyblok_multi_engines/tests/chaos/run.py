@@ -33,6 +33,9 @@ SYNCHRONOUS = {
     "synchronous_standby_names": "ANY 1 (primary, replica1, replica2)",
 }
 
+#: The rows of KEYS have numbers of their own.
+BEYOND = "select setval(pg_get_serial_sequence('book', 'id'), 1000)"
+
 #: Seconds that a promotion takes, with what follows.
 PROMOTION = 5.0
 
@@ -75,12 +78,13 @@ def chaos_on(cluster: Cluster, run: Run) -> Result:
     """
     column = SPAWN.Value("i", 0)
     stage = Stage(cluster, DATABASE, column)
+    urls = stage.urls(run.driver)
     options = {
         "db_name": DATABASE,
         "db_url": None,
         "db_wo_url": stage.primary_url(run.driver),
         # All of them: after a promotion it is another that is no replica.
-        "db_ro_urls": stage.urls(run.driver),
+        "db_ro_urls": urls if PROMOTE in run.kinds else urls[1:],
         "db_ro_check_interval": CHECK_INTERVAL,
         # One that is back shall be found before it fails again.
         "db_ro_max_backoff": 2 * CHECK_INTERVAL,
@@ -100,6 +104,7 @@ def chaos_on(cluster: Cluster, run: Run) -> Result:
         pipe = stack.enter_context(process(work, options, plan))
         pipe.recv()
         fill(cluster, DATABASE)
+        cluster.primary.execute(BEYOND, database=DATABASE)
         pipe.send("begin")
         begun = time.monotonic_ns()
         make_faults(stage, run)
