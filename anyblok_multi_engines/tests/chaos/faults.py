@@ -6,10 +6,9 @@
 """What is done to the servers: each fault a block, and who it hits."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from random import Random
 from typing import Any
 
 from ...testing import Cluster, PostgresServer, wait_until
@@ -281,36 +280,30 @@ def most_advanced(replicas: list[PostgresServer]) -> PostgresServer:
     for replica in replicas:
         wait_until(
             f"{replica.name} did not replay what it has received",
-            lambda replica=replica: not replica.query(behind)[0][0],  # type: ignore[misc]
+            lambda replica=replica: not replica.query(behind)[0][0],
         )
 
     position = "select pg_last_wal_replay_lsn() - '0/0'::pg_lsn"
     return max(replicas, key=lambda replica: replica.query(position)[0][0])
 
 
-def kinds(hang: float) -> Mapping[str, Kind]:
-    """Return the kinds of faults
+# The reads must have left a server that hangs before it goes on by itself.
+HANG = (4.4, 4.8)
 
-    :param hang: seconds after which a read must have left a server that hangs
-    """
-    lasting = (1.1 * hang, 1.2 * hang)
-    return {
-        "pause replay": Kind(pause, hits_primary=False),
-        "delay replay": Kind(delay, hits_primary=False),
-        "stop fast": Kind(stop("fast")),
-        "stop immediate": Kind(stop("immediate")),
-        "SIGKILL a backend": Kind(kill_backend, (0.2, 0.5)),
-        "SIGKILL a postmaster": Kind(kill),
-        SIGSTOP: Kind(freeze, lasting),
-        "refuse": Kind(refuse),
-        "blackhole": Kind(blackhole, lasting),
-        "slow link": Kind(slow_link),
-        "recovery conflict": Kind(conflict, (0.1, 0.3), hits_primary=False),
-        "DDL during replay": Kind(change_schema, hits_primary=False),
-        "rebuild": Kind(rebuild, (0.1, 0.3), hits_primary=False),
-        NO_SERVER: Kind(lose_all),
-        PROMOTE: Kind(promote, (1.0, 1.5)),
-    }
-
-
-KINDS = kinds(4.0)
+KINDS = {
+    "pause replay": Kind(pause, hits_primary=False),
+    "delay replay": Kind(delay, hits_primary=False),
+    "stop fast": Kind(stop("fast")),
+    "stop immediate": Kind(stop("immediate")),
+    "SIGKILL a backend": Kind(kill_backend, (0.2, 0.5)),
+    "SIGKILL a postmaster": Kind(kill),
+    SIGSTOP: Kind(freeze, HANG),
+    "refuse": Kind(refuse),
+    "blackhole": Kind(blackhole, HANG),
+    "slow link": Kind(slow_link),
+    "recovery conflict": Kind(conflict, (0.1, 0.3), hits_primary=False),
+    "DDL during replay": Kind(change_schema, hits_primary=False),
+    "rebuild": Kind(rebuild, (0.1, 0.3), hits_primary=False),
+    NO_SERVER: Kind(lose_all),
+    PROMOTE: Kind(promote, (1.0, 1.5)),
+}

@@ -9,13 +9,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-from matplotlib.figure import Figure  # noqa: E402
-
-from .report import Result, seconds  # noqa: E402
-from .worker import Outcome  # noqa: E402
+from .report import Result, seconds
+from .worker import Outcome
 
 #: Seconds
 BIN = 0.25

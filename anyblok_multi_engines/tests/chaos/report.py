@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ...testing.history import PROMISES, PRIMARY, Unit, Violation, violations
+from ...testing.history import PRIMARY, PROMISES, Unit, Violation, violations
 from .faults import NO_SERVER, SIGSTOP, Span
 from .worker import Outcome, Report, Work
 
@@ -132,9 +132,7 @@ class Result:
     @cached_property
     def first_writes(self) -> list[float]:
         """Return seconds from each promotion to the first write after it"""
-        done = sorted(
-            x.ended for x in self.writes if x.outcome is Outcome.DONE
-        )
+        done = sorted(x.ended for x in self.writes if x.outcome is Outcome.DONE)
         return [
             min((x - at for x in done if x > at), default=10**12) / 1e9
             for at in self.promotions
@@ -225,8 +223,8 @@ class Result:
             f"writes with an unknown outcome      {len(unknown):,} "
             f"({there:,} are there)",
             f"stale reads against session         {len(self.stale):,}",
-            f"longest read under SIGSTOP          {self.longest_hang:.2f} s, of "
-            f"{self.hang:.2f} s allowed",
+            f"longest read under SIGSTOP          {self.longest_hang:.2f} s, "
+            f"of {self.hang:.2f} s allowed",
             f"promotion to first write            {firsts or '-'}, of "
             f"{FIRST_WRITE:.2f} s allowed",
             f"longest stall of the machine itself {self.machine:.2f} s",
@@ -292,9 +290,7 @@ def during(done: Work, spans: Iterable[Span]) -> list[Span]:
     :param done: the unit of work
     :param spans: of all faults
     """
-    return [
-        x for x in spans if done.begun < x.ended and x.begun < done.ended
-    ]
+    return [x for x in spans if done.begun < x.ended and x.begun < done.ended]
 
 
 def seconds(done: Work) -> float:
@@ -308,7 +304,9 @@ def percentile(values: list[float], part: float) -> float:
     :param values: sorted
     :param part: 1.0: the greatest
     """
-    return values[min(int(len(values) * part), len(values) - 1)] if values else 0.0
+    return (
+        values[min(int(len(values) * part), len(values) - 1)] if values else 0.0
+    )
 
 
 def _name(span: Span) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -119,6 +120,7 @@ def make_faults(stage: Stage, run: Run) -> None:
     """Have one server after the other fail
 
     Each kind once, in an order of the seed's; then a promotion; and again.
+    The first round is complete, however long it takes.
 
     :param stage: the servers
     :param run: what shall be run
@@ -127,18 +129,19 @@ def make_faults(stage: Stage, run: Run) -> None:
     until = time.monotonic() + run.seconds
     promotes = PROMOTE in run.kinds
     others = [kind for kind in run.kinds if kind != PROMOTE]
-    left: list[str] = []
     time.sleep(0.5)
-    while time.monotonic() < until - PROMOTION * promotes:
-        if not left:
-            left = random.sample(others, len(others))
-            if promotes and stage.spans:
-                make_fault(stage, random, PROMOTE)
+    for number in count():
+        for kind in random.sample(others, len(others)):
+            if number and time.monotonic() > until - PROMOTION * promotes:
+                break
 
-        make_fault(stage, random, left.pop())
+            make_fault(stage, random, kind)
 
-    if promotes:
-        make_fault(stage, random, PROMOTE)
+        if promotes:
+            make_fault(stage, random, PROMOTE)
+
+        if time.monotonic() > until - PROMOTION:
+            return
 
 
 def make_fault(stage: Stage, random: Random, name: str) -> None:
@@ -182,7 +185,8 @@ def judged(stage: Stage, run: Run, begun: int, report: Report) -> Result:
     """
     found = dict(
         stage.primary.query(
-            f"select title, count(*) from book where copies = {MARK} group by 1",
+            "select title, count(*) from book"
+            f" where copies = {MARK} group by 1",
             database=DATABASE,
         )
     )

@@ -226,7 +226,7 @@ class Client(soak.Client):
         number: int,
         report: Report,
     ) -> None:
-        super().__init__(registry, plan, number, report)  # type: ignore[arg-type]
+        super().__init__(registry, plan, number, report)
         self._process = process
         self._units = 0
 
@@ -269,7 +269,7 @@ class Client(soak.Client):
         self._report.units.append(
             Unit(self._process, self._number, begun, ending, ended, steps)
         )
-        self._report.done.append(  # type: ignore[attr-defined]
+        self._report.done.append(
             Work(begun, ended, mark, outcome, error, writes)
         )
 
@@ -282,15 +282,13 @@ class Client(soak.Client):
             # An update of one row: nobody waits for two.
             self._write(self._random.choice(self._plan.keys))
             Book = self._registry.Book
-            self._registry.execute(
-                insert(Book).values(title=mark, copies=MARK)
-            )
+            self._registry.execute(insert(Book).values(title=mark, copies=MARK))
 
         self._ending = time.monotonic_ns()
         self._registry.commit()
 
     def _outcome_of(self, error: Exception) -> Outcome:
-        unknown: type[Exception] = self._plan.unknown  # type: ignore[attr-defined]
+        unknown: type[Exception] = self._plan.unknown
         if self._ending and isinstance(error, unknown):
             return Outcome.UNKNOWN
 
@@ -306,7 +304,7 @@ class Client(soak.Client):
     def _read(self) -> None:
         """Read some rows at one moment, now and then a new column"""
         plan, random = self._plan, self._random
-        column = plan.column.value  # type: ignore[attr-defined]
+        column = plan.column.value
         if column and random.random() < 0.1:
             question = f"select count(chaos_{column}) from book"
             self._registry.execute(text(question)).scalar_one()
