@@ -302,13 +302,18 @@ class Client(soak.Client):
             self._registry.Session.remove()
 
     def _read(self) -> None:
-        """Read some rows at one moment, now and then a new column"""
+        """Read some rows at one moment; now and then slowly, or a new column
+
+        What is slow is on its way when a server fails.
+        """
         plan, random = self._plan, self._random
         column = plan.column.value
+        if random.random() < 0.05:
+            self._registry.execute(select(func.pg_sleep(0.1))).all()
+
         if column and random.random() < 0.1:
             question = f"select count(chaos_{column}) from book"
             self._registry.execute(text(question)).scalar_one()
-            return
 
         chosen = random.sample(plan.keys, random.randint(1, len(plan.keys)))
         Book = self._registry.Book
