@@ -13,7 +13,7 @@ from typing import Any
 
 from ...testing import Cluster, PostgresServer, wait_until
 
-#: Of the primary that a server follows after a promotion: its name in reports.
+#: The server that began as the primary, where it is a replica.
 FORMER = "former primary"
 
 NO_SERVER = "no server at all"

@@ -62,7 +62,7 @@ def draw_reads(result: Result, axes: Any) -> None:
         )
 
     axes.set_ylabel("reads per second")
-    axes.legend(loc="upper right", ncols=4)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4)
 
 
 def draw_latency(result: Result, axes: Any) -> None:
@@ -85,7 +85,7 @@ def draw_latency(result: Result, axes: Any) -> None:
 
     axes.set_yscale("log")
     axes.set_ylabel("seconds of a unit of work")
-    axes.legend(loc="upper right", ncols=4)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4)
 
 
 def draw_faults(result: Result, axes: Any) -> None:
