@@ -103,10 +103,10 @@ class Stage:
 
     @contextmanager
     def gone(self, server: PostgresServer) -> Iterator[None]:
-        """Do a block in which a server doesn't run
+        """Do a block in which a server is stopped
 
-        A proxy takes clients that its server doesn't, and libpq then tries no
-        other host.
+        Otherwise its proxy would take clients that it doesn't take itself, and
+        end them; libpq then tries no other host.
         """
         proxy = self.proxies[server.name]
         proxy.refuse()
@@ -157,8 +157,8 @@ def stop(mode: str) -> Block:
 
     @contextmanager
     def stopped(stage: Stage, server: PostgresServer) -> Iterator[None]:
-        server.stop(mode)
         with stage.gone(server):
+            server.stop(mode)
             yield
             server.start()
 
@@ -167,8 +167,8 @@ def stop(mode: str) -> Block:
 
 @contextmanager
 def kill(stage: Stage, server: PostgresServer) -> Iterator[None]:
-    server.kill()
     with stage.gone(server):
+        server.kill()
         yield
         server.start()
 
@@ -233,7 +233,6 @@ def change_schema(stage: Stage, server: PostgresServer) -> Iterator[None]:
 
 @contextmanager
 def rebuild(stage: Stage, server: PostgresServer) -> Iterator[None]:
-    server.kill()
     with stage.gone(server):
         server.rebuild(stage.primary)
 
@@ -259,8 +258,8 @@ def promote(stage: Stage, server: PostgresServer) -> Iterator[None]:
     one that has most.
     """
     old = stage.primary
-    old.stop("immediate")
     with stage.gone(old):
+        old.stop("immediate")
         new = most_advanced(stage.replicas)
         (other,) = [x for x in stage.replicas if x is not new]
         stage.promotions.append(time.monotonic_ns())
