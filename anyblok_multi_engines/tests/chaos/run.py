@@ -159,6 +159,7 @@ def make_fault(stage: Stage, random: Random, name: str) -> None:
         hit = stage.primary
 
     seconds = random.uniform(*kind.seconds)
+    lag = random.choice(("pause replay", "delay replay"))
     lags = random.random() < 0.3
     other = random.choice([x for x in stage.replicas if x is not hit])
     with ExitStack() as stack:
@@ -167,7 +168,7 @@ def make_fault(stage: Stage, random: Random, name: str) -> None:
         else:
             stack.enter_context(stage.fault(name, hit))
             if lags:
-                stack.enter_context(stage.fault("pause replay", other))
+                stack.enter_context(stage.fault(lag, other))
 
         time.sleep(seconds)
 
