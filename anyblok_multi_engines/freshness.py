@@ -34,6 +34,7 @@ from .errors import ConsistencyTokenError
 from .health.probe import (
     NO_POSITIONS,
     primary_position,
+    received_position,
     replica_identity,
     replica_position,
     summary_of,
@@ -108,6 +109,11 @@ class Freshness:
     def keeps_sessions(self) -> bool:
         """Return True where a session sees what it has seen before"""
         return self.options.consistency is not Consistency.EVENTUAL
+
+    @property
+    def compares(self) -> bool:
+        """Return True where it is known which server has what was seen"""
+        return self.keeps_sessions and self.has_positions
 
     def reader(self, registry: Any) -> Reader:
         """Return who reads
@@ -184,10 +190,13 @@ class Freshness:
         """
         self._behind_at[name] = time.monotonic()
 
-    def floor_at_start(self, reader: Reader) -> ConsistencyToken | None:
+    def floor_at_start(
+        self, reader: Reader, usable: Collection[str]
+    ) -> ConsistencyToken | None:
         """Return what a unit of work that begins must see
 
         :param reader: who reads
+        :param usable: the names of the replicas that can be asked
         :exception: Behind, where the primary must be asked and isn't there
         """
         floor = reader.knows.floor
@@ -199,7 +208,7 @@ class Freshness:
             return freshest(floor, self._primary_now().position)
 
         if consistency is Consistency.REGISTRY:
-            self.cover(self.process, self.process.knows.seen, ())
+            self.cover(self.process, self.process.knows.seen, usable)
             floor = freshest(floor, self.process.knows.floor)
 
         return floor
@@ -230,7 +239,7 @@ class Freshness:
 
         found = [self._covering(each, usable) for each in seen]
         if None in found and PRIMARY in self._engines:
-            found = [self._visible(self._primary_now())]
+            found = [self._seen_anywhere(usable)]
 
         # In read-only mode there is nobody who knows more, and nothing else to
         # read from.
@@ -492,6 +501,40 @@ class Freshness:
         """Return a position that has all that could be seen on the primary"""
         position = known.visible or known.position
         return freshest(position, self.process.knows.written)
+
+    def _seen_anywhere(
+        self, usable: Collection[str]
+    ) -> ConsistencyToken | None:
+        """Return a position that has all that could be seen until now
+
+        While the primary is away, all that it has sent: more can't be had.
+
+        :exception: Behind, where nobody can be asked
+        """
+        try:
+            return self._visible(self._primary_now())
+        except Behind:
+            found = [self._received(x) for x in usable if x != PRIMARY]
+            position = None
+            for each in found:
+                position = freshest(position, each)
+
+            if position is None:
+                raise
+
+            return position
+
+    def _received(self, name: str) -> ConsistencyToken | None:
+        """Return how much of the primary's WAL a replica has received"""
+        engine = self._engine_to_ask(name)
+        with suppress(SQLAlchemyError, engine.dialect.loaded_dbapi.Error):
+            connection = engine.raw_connection()
+            try:
+                return received_position(connection.dbapi_connection)
+            finally:
+                connection.close()
+
+        return None
 
     def _ask_again(self, seen: Seen) -> None:
         """Ask a replica that was read from how far it is by now"""

@@ -177,6 +177,7 @@ class MultiEngines(RegistryBase):
         """
         self.topology = known = config.topology(db_name)
         self.write_guard = config.write_guard()
+        self._limits = config.limits()
         options = config.freshness()
         self._functions = {
             "read_functions": config.functions("--db-ro-functions"),
@@ -202,7 +203,6 @@ class MultiEngines(RegistryBase):
             "ro": [self._engines[name] for name in self._readers],
             "wo": self._engines.get(PRIMARY),
         }
-        self._limits = config.limits()
         self.monitor = self._new_monitor()
         _registries.add(self)
         self.rw_engine = self.engines["wo"]
@@ -224,6 +224,7 @@ class MultiEngines(RegistryBase):
             server,
             options,
             transactional=bool(self.unittest or self.topology.read_only),
+            connect_timeout=self._limits.connect_timeout,
         )
         if self.topology.read_only:
             engines.tell_the_missing_option(engine, server)
@@ -1001,7 +1002,7 @@ def _has_database(server: Server) -> bool:
     """Return True where a server answers and has its URL's database"""
     url = server.url
     if server.role is Role.REPLICA and url.get_backend_name() == "postgresql":
-        timeout = str(engines.REPLICA_CONNECT_TIMEOUT)
+        timeout = str(engines.libpq_timeout(config.limits().connect_timeout))
         url = url.update_query_dict({"connect_timeout": timeout, **url.query})
 
     return bool(database_exists(url))

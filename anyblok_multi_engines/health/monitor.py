@@ -78,7 +78,6 @@ class Monitor:
     :param probes: of the servers
     :param limits: of the replicas
     :param positions: where the answers' positions are noted
-    :param timeout: seconds that a server may take to answer
     :param on_hung: called with the name of a server that took longer
     :param clock: seconds, monotonic
     """
@@ -88,7 +87,6 @@ class Monitor:
         probes: Mapping[Server, Probe],
         limits: Limits,
         positions: Positions,
-        timeout: float = 2.0,
         on_hung: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -96,7 +94,7 @@ class Monitor:
         self._probes = {server.name: probe for server, probe in probes.items()}
         self._limits = limits
         self._positions = positions
-        self._timeout = timeout
+        self._timeout = limits.connect_timeout
         self._on_hung = on_hung or _do_nothing
         self._clock = clock
         # Not the module's: tests and programs count on its state.

@@ -73,6 +73,13 @@ _REPLAYED = """
 """
 REPLICA_POSITION = f"SELECT {_REPLAYED}"
 
+# What a restarted replica had before, it hasn't received since.
+RECEIVED_POSITION = REPLICA_POSITION.replace(
+    "pg_catalog.pg_last_wal_replay_lsn()",
+    "greatest(pg_catalog.pg_last_wal_receive_lsn(), "
+    "pg_catalog.pg_last_wal_replay_lsn())",
+)
+
 # And which server it is: behind one name there may be several, and behind a
 # pooler a backend whose number isn't the connection's.
 REPLICA_IDENTITY = f"""
@@ -134,6 +141,17 @@ def replica_position(driver: Any) -> Known | None:
     """
     asked_at = time.monotonic()
     return _replayed(asked_at, _row(driver, REPLICA_POSITION))
+
+
+def received_position(driver: Any) -> ConsistencyToken | None:
+    """Return how much a replica has received of the WAL, by one round trip
+
+    :param driver: a connection of psycopg2 or psycopg, without a transaction
+    :rtype: None for a server that isn't a replica
+    :exception: the driver's
+    """
+    known = _replayed(0.0, _row(driver, RECEIVED_POSITION))
+    return None if known is None else known.position
 
 
 def replica_identity(driver: Any) -> Identity:

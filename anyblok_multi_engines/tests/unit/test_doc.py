@@ -133,6 +133,7 @@ def test_every_option_is_told(name):
         "--db-ro-max-lag",
         "--db-ro-max-lag-bytes",
         "--db-ro-max-backoff",
+        "--db-ro-connect-timeout",
         "--db-ro-sticky",
     ]
     for option in our_options():
