@@ -8,7 +8,9 @@
 import logging
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 
+import psycopg2
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -265,6 +267,70 @@ def test_error_of_the_primary_is_raised(servers, registry):
 
     registry.rollback()
     assert units_of_work(registry, servers) == {"replica1", "replica2"}
+
+
+@contextmanager
+def starting(servers):
+    """57P03, cannot_connect_now"""
+    settings = servers.first.data / "postgresql.auto.conf"
+    before = settings.read_text()
+    servers.first.stop()
+    settings.write_text(f"{before}hot_standby = off\n")
+    servers.first.begin_start()
+    wait_until(
+        "it did not start", lambda: "standby mode" in servers.first.log()
+    )
+    try:
+        yield servers.database
+    finally:
+        servers.first.stop()
+        settings.write_text(before)
+        servers.first.start()
+
+
+@contextmanager
+def full(servers):
+    """53300, too_many_connections"""
+    with ExitStack() as stack:
+        for _ in range(1000):
+            try:
+                connection = psycopg2.connect(servers.first.url())
+            except psycopg2.OperationalError:
+                break
+
+            stack.callback(connection.close)
+
+        yield servers.database
+
+
+@contextmanager
+def without_the_database(servers):
+    """3D000, invalid_catalog_name"""
+    servers.first.pause_replay()
+    servers.cluster.primary.execute(
+        f"create database newborn template {servers.database}"
+    )
+    servers.cluster.wait_for_replay(replicas=servers.cluster.replicas[1:])
+    yield "newborn"
+    servers.first.resume_replay()
+    servers.cluster.drop_database("newborn")
+
+
+@pytest.mark.parametrize("fault", [starting, full, without_the_database])
+def test_replica_that_takes_no_connection_is_left_out(
+    servers, make_registry, fault, caplog
+):
+    with fault(servers) as database:
+        registry = make_registry(
+            database,
+            db_wo_url=servers.primary_url,
+            db_ro_urls=servers.replica_urls,
+        )
+        assert units_of_work(registry, servers) == {"replica2"}
+        assert registry.health().servers["replica1"].status is Status.DOWN
+        registry.close()
+
+    assert caplog.text.count("is out of the reads") == 1
 
 
 @pytest.mark.parametrize("fault", ["stop", "kill"])
