@@ -74,6 +74,7 @@ def create(
     *,
     transactional: bool = False,
     connect_timeout: float = LEAST_CONNECT_TIMEOUT,
+    aside: bool = False,
 ) -> Engine:
     """Return the engine of a server; nothing is connected yet
 
@@ -84,11 +85,13 @@ def create(
         isolation level allows it
     :param connect_timeout: seconds that a connection may take, to a replica or
         to one of several hosts
+    :param aside: True: for questions of our own, which give up on a primary
+        too
     :exception: OptionError, where the dialect or its driver isn't there
     """
     url = server.url
     options = {**options, "future": True}
-    if server.role is Role.REPLICA or _has_several_hosts(url):
+    if aside or server.role is Role.REPLICA or _has_several_hosts(url):
         options = _with_timeout(url, options, connect_timeout)
 
     if server.role is Role.REPLICA:
@@ -131,16 +134,6 @@ def create(
             )
 
     return engine
-
-
-def apart(engine: Engine) -> Engine:
-    """Return an engine for the same server with a pool of its own
-
-    To be disposed of when it has served.
-
-    :param engine: one of the registry's
-    """
-    return Engine(engine.pool.recreate(), engine.dialect, engine.url)
 
 
 def standby_isolation_level(level: str) -> str:

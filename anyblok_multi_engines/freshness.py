@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from logging import getLogger
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -29,7 +29,7 @@ from .consistency import (
     decode,
     freshest,
 )
-from .engines import apart, is_in_transaction, is_lost, sqlstate_of
+from .engines import is_in_transaction, is_lost, shut_down, sqlstate_of
 from .errors import ConsistencyTokenError
 from .health.probe import (
     NO_POSITIONS,
@@ -43,6 +43,11 @@ from .health.probe import (
 from .positions import Known, Link, Positions
 from .reader import Reader, Readers, Seen
 from .routing.decision import PRIMARY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import PoolProxiedConnection
 
 logger = getLogger(__name__)
 
@@ -76,14 +81,18 @@ class Freshness:
 
     :param options: of the configuration
     :param engines: by the servers' names
+    :param aside: gives a server's engine for questions of our own
     :param scope: AnyBlok's function that says whose session it is, or None
+    :param is_down: says whether a server is known not to answer
     """
 
     def __init__(
         self,
         options: FreshnessOptions,
         engines: dict[str, Engine],
+        aside: Callable[[str], Engine],
         scope: Callable[[], Any] | None = None,
+        is_down: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self.options = options
         self.positions = Positions()
@@ -91,7 +100,10 @@ class Freshness:
         self.process = Reader()
         self._engines = engines
         self._readers = Readers(scope)
-        self._aside: dict[str, Engine] = {}
+        self._is_down = is_down
+        self._aside = aside
+        # The servers that are being asked aside, and by which connections.
+        self._asked: set[tuple[str, Any]] = set()
         # Till when everybody reads from the primary, once positions are no
         # longer to be had: what was promised by them can't be kept otherwise.
         self._lost_until = 0.0
@@ -526,29 +538,20 @@ class Freshness:
 
     def _received(self, name: str) -> ConsistencyToken | None:
         """Return how much of the primary's WAL a replica has received"""
-        engine = self._engine_to_ask(name)
-        with suppress(SQLAlchemyError, engine.dialect.loaded_dbapi.Error):
-            connection = engine.raw_connection()
-            try:
-                return received_position(connection.dbapi_connection)
-            finally:
-                connection.close()
+        with suppress(*self._errors(name)), self._asking(name) as connection:
+            return received_position(connection.dbapi_connection)
 
         return None
 
     def _ask_again(self, seen: Seen) -> None:
         """Ask a replica that was read from how far it is by now"""
-        engine = self._engine_to_ask(seen.server)
-        with suppress(SQLAlchemyError, engine.dialect.loaded_dbapi.Error):
-            connection = engine.raw_connection()
-            try:
-                link = connection.info.get(LINK)
-                if link is not None and _is_same(seen, link):
-                    known = replica_position(connection.dbapi_connection)
-                    if known is not None:
-                        link.note(known)
-            finally:
-                connection.close()
+        name = seen.server
+        with suppress(*self._errors(name)), self._asking(name) as connection:
+            link = connection.info.get(LINK)
+            if link is not None and _is_same(seen, link):
+                known = replica_position(connection.dbapi_connection)
+                if known is not None:
+                    link.note(known)
 
     def _primary_now(self) -> Known:
         """Return how far the primary is
@@ -558,14 +561,16 @@ class Freshness:
         if PRIMARY not in self._engines or not self.has_positions:
             raise Behind("There is no primary to ask")
 
-        engine = self._engine_to_ask(PRIMARY)
-        errors = (SQLAlchemyError, engine.dialect.loaded_dbapi.Error)
+        if self._is_down(PRIMARY):
+            raise Behind("The primary is down")
+
+        errors = self._errors(PRIMARY)
         try:
             try:
-                known = _ask_primary(engine)
+                known = self._ask_primary()
             except errors:
                 # The pool's connection may be of before a restart.
-                known = _ask_primary(engine)
+                known = self._ask_primary()
         except errors as error:
             self._is_refused(error)
             raise Behind(summary_of(error)) from error
@@ -573,22 +578,38 @@ class Freshness:
         self.positions.note_primary(known)
         return known
 
-    def _engine_to_ask(self, name: str) -> Engine:
-        """Return an engine for questions aside
+    def _ask_primary(self) -> Known:
+        with self._asking(PRIMARY) as connection:
+            return primary_position(connection.dbapi_connection)
 
-        Its pool is its own: who asks may hold the last connection of the
-        server's other pool.
+    @contextmanager
+    def _asking(self, name: str) -> Iterator[PoolProxiedConnection]:
+        """Give a connection for a question aside; one that fails is left"""
+        connection = self._aside(name).raw_connection()
+        asked = (name, connection.dbapi_connection)
+        self._asked.add(asked)
+        try:
+            yield connection
+        except Exception:
+            connection.invalidate()
+            raise
+        finally:
+            self._asked.discard(asked)
+            connection.close()
+
+    def cut_off(self, name: str) -> None:
+        """End the questions that a server doesn't answer
+
+        :param name: of the server
         """
-        engine = self._aside.get(name)
-        if engine is None:
-            engine = self._aside.setdefault(name, apart(self._engines[name]))
+        for server, driver in tuple(self._asked):
+            if server == name:
+                shut_down(driver)
 
-        return engine
-
-    def close(self) -> None:
-        """Close the connections for questions"""
-        for engine in self._aside.values():
-            engine.dispose()
+    def _errors(self, name: str) -> tuple[type[Exception], ...]:
+        """Return what a question to a server may raise"""
+        dialect = self._engines[name].dialect
+        return (SQLAlchemyError, dialect.loaded_dbapi.Error)
 
     def _is_refused(self, error: BaseException) -> bool:
         """Return True where a server gives no positions, now and for ever"""
@@ -609,18 +630,6 @@ class Freshness:
             self.options.sticky,
             why,
         )
-
-
-def _ask_primary(engine: Engine) -> Known:
-    """Return how far the primary is; a connection that fails is left"""
-    connection = engine.raw_connection()
-    try:
-        return primary_position(connection.dbapi_connection)
-    except Exception:
-        connection.invalidate()
-        raise
-    finally:
-        connection.close()
 
 
 def _is_same(seen: Seen, link: Link) -> bool:

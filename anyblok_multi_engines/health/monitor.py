@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from logging import getLogger
 from random import Random
 from typing import Protocol
@@ -185,9 +186,7 @@ class Monitor:
             lambda known: (
                 known
                 if known.status is Status.DOWN
-                else judge_failure(
-                    known, reason, self._limits, self._random(), now
-                )
+                else self._failed(name, known, reason, now)
             ),
         )
 
@@ -217,13 +216,21 @@ class Monitor:
 
         now = self._clock()
         self._publish(
-            name,
-            lambda known: judge_failure(
-                known, failure, self._limits, self._random(), now
-            ),
+            name, lambda known: self._failed(name, known, failure, now)
         )
         if asking.failure is None:
             self._on_hung(name)
+
+    def _failed(
+        self, name: str, known: ServerHealth, reason: str, now: float
+    ) -> ServerHealth:
+        """Return what it means that a server doesn't answer"""
+        limits = self._limits
+        if not self._is_replica(name):
+            # Nobody serves in its place: it is missed each moment.
+            limits = replace(limits, max_backoff=limits.interval)
+
+        return judge_failure(known, reason, limits, self._random(), now)
 
     def _pause(self) -> float:
         """Return the seconds until the next question, less a random part"""

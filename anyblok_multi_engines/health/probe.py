@@ -28,7 +28,7 @@ from ..topology import Role, Server
 from .model import Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ALIVE = "SELECT 1"
 IS_REPLICA = "SELECT pg_catalog.pg_is_in_recovery()"
@@ -233,14 +233,20 @@ class ServerProbe:
 
     :param server: which one
     :param engine: of the server
+    :param aside: gives its engine for questions of our own
     :param positions: where a replica's position is noted
     """
 
     def __init__(
-        self, server: Server, engine: Engine, positions: Positions
+        self,
+        server: Server,
+        engine: Engine,
+        aside: Callable[[str], Engine],
+        positions: Positions,
     ) -> None:
         self._server = server
         self._engine = engine
+        self._aside = aside
         self._positions = positions
         self._connection: Any = None
         self._since = 0.0
@@ -287,9 +293,9 @@ class ServerProbe:
         connection = self._connection
         if connection is None:
             self._since = time.monotonic()
-            # Not one of the engine's pool: that may be to a server that
-            # hangs, or all be in use.
-            connection = self._engine.pool.recreate().connect()
+            # Not one of a pool: that may be to a server that hangs.
+            pool = self._aside(self._server.name).pool
+            connection = pool.recreate().connect()
             with self._lock:
                 self._connection = connection
 

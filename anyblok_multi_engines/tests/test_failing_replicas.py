@@ -353,6 +353,25 @@ def test_reads_go_on_without_the_primary(servers, registry, fault):
         registry.rollback()
 
 
+def test_reads_go_on_while_the_primary_hangs(servers, registry):
+    for hangs in (False, True):
+        with registry.use_primary():
+            assert servers.served_by(registry) == "primary"
+
+        registry.rollback()
+        if hangs:
+            servers.cluster.primary.freeze()
+
+        start = time.monotonic()
+        assert servers.served_by(registry) != "primary"
+        registry.rollback()
+        # Until the monitor knows: its interval, and its timeout.
+        assert time.monotonic() - start < 5.0
+
+    assert units_of_work(registry, servers) == {"replica1", "replica2"}
+    assert time.monotonic() - start < 6.0
+
+
 def test_read_waits_for_a_replica_where_there_is_no_primary(
     servers, make_registry
 ):
