@@ -14,10 +14,18 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from logging import getLogger
+from math import ceil
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Connection, Dialect, Engine, create_engine, event
+from sqlalchemy import (
+    URL,
+    Connection,
+    Dialect,
+    Engine,
+    create_engine,
+    event,
+)
 from sqlalchemy.exc import DBAPIError, DisconnectionError, NoSuchModuleError
 from sqlalchemy.pool import QueuePool
 
@@ -29,8 +37,8 @@ logger = getLogger(__name__)
 # The answer to a write: PostgreSQL's read_only_sql_transaction.
 READ_ONLY_SQL_TRANSACTION = "25006"
 
-# Seconds; libpq's own connect_timeout takes whole ones, and no less than 2.
-REPLICA_CONNECT_TIMEOUT = 2
+# Seconds; libpq's connect_timeout knows no less, and no parts of one.
+LEAST_CONNECT_TIMEOUT = 2
 
 # admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped and
 # idle_session_timeout: the server has ended the connection. Most often there
@@ -62,7 +70,12 @@ DRIVER_PACKAGES = {
 
 
 def create(
-    server: Server, options: Mapping[str, Any], *, transactional: bool = False
+    server: Server,
+    options: Mapping[str, Any],
+    *,
+    transactional: bool = False,
+    connect_timeout: float = LEAST_CONNECT_TIMEOUT,
+    aside: bool = False,
 ) -> Engine:
     """Return the engine of a server; nothing is connected yet
 
@@ -71,10 +84,17 @@ def create(
     :param transactional: True: a replica has real transactions too, with
         savepoints; False: each of its statements stands alone where the
         isolation level allows it
+    :param connect_timeout: seconds that a connection may take, to a replica or
+        to one of several hosts
+    :param aside: True: for questions of our own, which give up on a primary
+        too
     :exception: OptionError, where the dialect or its driver isn't there
     """
     url = server.url
     options = {**options, "future": True}
+    if aside or server.role is Role.REPLICA or _has_several_hosts(url):
+        options = _with_timeout(url, options, connect_timeout)
+
     if server.role is Role.REPLICA:
         options = _replica_options(server, options, transactional)
 
@@ -115,16 +135,6 @@ def create(
             )
 
     return engine
-
-
-def apart(engine: Engine) -> Engine:
-    """Return an engine for the same server with a pool of its own
-
-    To be disposed of when it has served.
-
-    :param engine: one of the registry's
-    """
-    return Engine(engine.pool.recreate(), engine.dialect, engine.url)
 
 
 def in_use(engine: Engine) -> int:
@@ -358,17 +368,39 @@ def _replica_options(
     if level == "READ COMMITTED" and not transactional:
         level = "AUTOCOMMIT"
 
-    result = {**options, "isolation_level": level}
-    if (
-        server.url.get_backend_name() == "postgresql"
-        and "connect_timeout" not in server.url.query
-    ):
-        result["connect_args"] = {
-            "connect_timeout": REPLICA_CONNECT_TIMEOUT,
-            **options.get("connect_args", {}),
-        }
+    return {**options, "isolation_level": level}
 
-    return result
+
+def libpq_timeout(seconds: float) -> int:
+    """Return what libpq takes for a number of seconds
+
+    :param seconds: that a connection may take
+    :rtype: whole seconds
+    """
+    return max(LEAST_CONNECT_TIMEOUT, ceil(seconds))
+
+
+def _has_several_hosts(url: URL) -> bool:
+    """Return True where libpq has servers to choose from"""
+    hosts = url.query.get("host", ())
+    return not isinstance(hosts, str) or "," in hosts if hosts else False
+
+
+def _with_timeout(
+    url: URL, options: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Return the options of an engine whose connections take no longer
+
+    What the URL or the application says wins.
+    """
+    if url.get_backend_name() != "postgresql" or "connect_timeout" in url.query:
+        return options
+
+    arguments = {
+        "connect_timeout": libpq_timeout(seconds),
+        **options.get("connect_args", {}),
+    }
+    return {**options, "connect_args": arguments}
 
 
 def _spaced(level: str) -> str:

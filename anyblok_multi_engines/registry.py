@@ -177,19 +177,18 @@ class MultiEngines(RegistryBase):
         """
         self.topology = known = config.topology(db_name)
         self.write_guard = config.write_guard()
+        self._limits = config.limits()
         options = config.freshness()
         self._functions = {
             "read_functions": config.functions("--db-ro-functions"),
             "write_functions": config.functions("--db-wo-functions"),
         }
         self.statements = Statements(Catalogue(), self._read_catalogue)
+        self._asides: dict[str, Engine] = {}
         self._engines = {
             server.name: self._engine_for(server) for server in known.servers
         }
         self.freshness = self._new_freshness(options)
-        for server in known.replicas:
-            self._identify(server.name)
-
         if known.primary and known.replicas and self.freshness.has_positions:
             engines.notice_ended_connections(self._engines[PRIMARY])
 
@@ -202,7 +201,6 @@ class MultiEngines(RegistryBase):
             "ro": [self._engines[name] for name in self._readers],
             "wo": self._engines.get(PRIMARY),
         }
-        self._limits = config.limits()
         self.monitor = self._new_monitor()
         self._policy = config.policy()
         self.balancer = self._new_balancer()
@@ -216,7 +214,7 @@ class MultiEngines(RegistryBase):
         if self.loadwithoutmigration and self.engines["ro"]:
             self._engine = choice(self.engines["ro"])
 
-    def _engine_for(self, server: Server) -> Engine:
+    def _engine_for(self, server: Server, aside: bool = False) -> Engine:
         options = self.init_engine_options(server.url)
         level = engines.standby_isolation_level(
             options.get("isolation_level") or ""
@@ -226,18 +224,46 @@ class MultiEngines(RegistryBase):
             server,
             options,
             transactional=bool(self.unittest or self.topology.read_only),
+            connect_timeout=self._limits.connect_timeout,
+            aside=aside,
         )
         if self.topology.read_only:
             engines.tell_the_missing_option(engine, server)
 
         self.apply_engine_events(engine)
+        if server.role is Role.REPLICA:
+            self._identify(server.name, engine)
+
+        return engine
+
+    def engine_aside(self, server_name: str) -> Engine:
+        """Return a server's engine for questions of our own
+
+        Its pool is its own: who asks may hold the last connection of the
+        other one.
+
+        :param server_name: ``primary``, ``replica1``...
+        """
+        engine = self._asides.get(server_name)
+        if engine is None:
+            server = next(
+                x for x in self.topology.servers if x.name == server_name
+            )
+            engine = self._engine_for(server, aside=True)
+            if server.role is Role.PRIMARY and self.freshness.has_positions:
+                engines.notice_ended_connections(engine)
+
+            engine = self._asides.setdefault(server_name, engine)
+
         return engine
 
     def _new_freshness(self, options: FreshnessOptions) -> Freshness:
         return Freshness(
             options,
             self._engines,
+            self.engine_aside,
             EnvironmentManager.scoped_function_for_session(),
+            lambda name: name in self.monitor.snapshot.down,
         )
 
     def _new_monitor(self) -> Monitor:
@@ -246,7 +272,10 @@ class MultiEngines(RegistryBase):
         return Monitor(
             {
                 server: ServerProbe(
-                    server, self._engines[server.name], positions
+                    server,
+                    self._engines[server.name],
+                    self.engine_aside,
+                    positions,
                 )
                 for server in (known.servers if known.replicas else ())
             },
@@ -269,7 +298,7 @@ class MultiEngines(RegistryBase):
         Called in each process that is forked: what it has of them, it shares
         with its parent.
         """
-        for engine in self._engines.values():
+        for engine in self._all_engines():
             engine.dispose(close=False)
 
         # A lock in them may be held by a thread that isn't here.
@@ -288,14 +317,15 @@ class MultiEngines(RegistryBase):
         :param name: of the server
         """
         engines.cut_off(self._engines[name])
+        self.freshness.cut_off(name)
 
-    def _identify(self, name: str) -> None:
+    def _identify(self, name: str, engine: Engine) -> None:
         """Have each new connection to a replica ask what it leads to"""
 
         def identify(driver: Any, record: Any) -> None:
             self.freshness.identify(name, driver, record)
 
-        event.listen(self._engines[name], "connect", identify)
+        event.listen(engine, "connect", identify)
 
     def _enter_read_only_mode(self) -> None:
         logger.debug("No WRITE engine defined use READ ONLY mode")
@@ -558,11 +588,8 @@ class MultiEngines(RegistryBase):
         """
         names = [PRIMARY] if self.topology.primary else []
         for name in (*names, *self.usable_readers()):
-            # A connection of its own: the pool may be exhausted by the very
-            # thread that asks.
-            engine = engines.apart(self._engines[name])
             try:
-                with engine.connect() as connection:
+                with self.engine_aside(name).connect() as connection:
                     return catalogue.read(connection, **self._functions)
             except DBAPIError as error:
                 logger.warning(
@@ -570,8 +597,6 @@ class MultiEngines(RegistryBase):
                     name,
                     summary_of(error),
                 )
-            finally:
-                engine.dispose()
 
         return None
 
@@ -911,12 +936,14 @@ class MultiEngines(RegistryBase):
     def close(self) -> None:
         """Release the session, every engine and the monitor's thread"""
         self.monitor.stop()
-        self.freshness.close()
         try:
             super().close()
         finally:
-            for engine in self._engines.values():
+            for engine in self._all_engines():
                 engine.dispose()
+
+    def _all_engines(self) -> list[Engine]:
+        return [*self._engines.values(), *self._asides.values()]
 
     @classmethod
     def db_exists(cls, db_name: str | None = None) -> bool:
@@ -1014,7 +1041,7 @@ def _has_database(server: Server) -> bool:
     """Return True where a server answers and has its URL's database"""
     url = server.url
     if server.role is Role.REPLICA and url.get_backend_name() == "postgresql":
-        timeout = str(engines.REPLICA_CONNECT_TIMEOUT)
+        timeout = str(engines.libpq_timeout(config.limits().connect_timeout))
         url = url.update_query_dict({"connect_timeout": timeout, **url.query})
 
     return bool(database_exists(url))
