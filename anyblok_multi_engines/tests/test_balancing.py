@@ -145,22 +145,6 @@ def test_explanation_takes_nobody_s_turn(servers, make):
     assert found == {"replica1": 10, "replica2": 10}
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_forked_processes_do_not_begin_alike(make, policy):
-    registry = make(db_ro_policy=policy)
-    registry.monitor.stop()
-    for name in ("primary", "replica1", "replica2"):
-        # What a parent has, a child leaves to it; here nobody would close it.
-        registry.engine_of(name).dispose()
-
-    first = set()
-    for _ in range(30):
-        registry.start_anew()
-        first.add(registry.explain(PORT).server_name)
-
-    assert first == {"replica1", "replica2"}
-
-
 def test_engine_is_given_by_the_weights(servers, make):
     registry = make(db_ro_weights=[0, 1])
     engines = {registry.get_engine_for(ro=True) for _ in range(20)}

@@ -89,6 +89,18 @@ for number in range(2):
 work("parent")
 assert [os.waitpid(x, 0)[1] for x in children] == [0, 0]
 assert mine <= alive()
+
+# They don't all begin with the same server.
+first = set()
+for number in range(20):
+    pid = os.fork()
+    if not pid:
+        name = registry.balancer.peek(("replica1", "replica2"))
+        os._exit(int(name[-1]))
+
+    first.add(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+assert first == {1, 2}
 work("after")
 print(registry.Book.query().count())
 registry.close()
