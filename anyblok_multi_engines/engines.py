@@ -315,8 +315,9 @@ _records: WeakKeyDictionary[Dialect, WeakSet[Any]] = WeakKeyDictionary()
 
 def shut_down(driver: Any) -> None:
     """Shut a connection's socket down, under the thread that waits for it"""
-    # Closed in the meantime, by either side.
-    gone = suppress(OSError, ValueError)
+    # Closed in the meantime, by either side: the drivers have errors of their
+    # own for it.
+    gone = suppress(Exception)
     with gone, socket.socket(fileno=os.dup(driver.fileno())) as copy:
         copy.shutdown(socket.SHUT_RDWR)
 

@@ -21,7 +21,7 @@ from inspect import (
     isgeneratorfunction,
 )
 from logging import getLogger
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import event
@@ -31,6 +31,7 @@ from sqlalchemy.orm import (
     Query,
     Session,
     SessionTransaction,
+    SessionTransactionOrigin,
 )
 from sqlalchemy.orm.attributes import instance_state
 
@@ -85,8 +86,10 @@ FAILS_HERE = frozenset(
 # For want of a replica that is fresh enough.
 FALLBACKS = frozenset([Reason.NO_FRESH_REPLICA, Reason.REPLICA_BEHIND])
 
-# What another server can do, where the primary isn't there.
+# What another server can do, where the primary isn't there: at once, or when
+# one is back.
 NOT_FOR_PRIMARY = FALLBACKS | {
+    Reason.NO_USABLE_REPLICA,
     Reason.PRIMARY_TAKES_READS,
     Reason.REPLICA_LOST,
 }
@@ -94,9 +97,10 @@ NOT_FOR_PRIMARY = FALLBACKS | {
 # What counts as a unit of work on its server, of a session's few.
 DRAWN = frozenset([Reason.PRIMARY_TAKES_READS, Reason.USABLE_REPLICA])
 
-# Seconds that a read waits at least for a replica that is behind what it must
-# see, while the primary isn't there.
+# Seconds that a read waits at least for a server, while the primary isn't there
+# and no replica will do; and between two looks.
 PATIENCE = 2.0
+PAUSE = 0.05
 
 # The execution option that says which schemas are meant.
 TRANSLATION = "schema_translate_map"
@@ -771,7 +775,9 @@ class MixinSession(SessionBase):
         if self.dispatch.do_orm_execute:
             kwargs.setdefault("_add_event", _note_clause)
 
-        tried: set[str | None] = set()
+        # A replica that fails is left: no more than each of them, once.
+        left = len(self.anyblok.topology.replicas)
+        until: float | None = None
         while True:
             call = Call(wanted)
             # SQLAlchemy forgets the clause of an ORM union.
@@ -785,10 +791,10 @@ class MixinSession(SessionBase):
                     statement, *args, bind_arguments=arguments, **kwargs
                 )
             except DBAPIError as error:
-                if call.server in tried or not self._may_run_again(call, error):
+                until = until or monotonic() + PATIENCE
+                left -= call.from_replica
+                if left < 0 or not self._may_run_again(call, error, until):
                     raise
-
-                tried.add(call.server)
             else:
                 self._note_done(call, options)
                 if not (refreshes and self._is_missing(call, result)):
@@ -856,7 +862,9 @@ class MixinSession(SessionBase):
         if unit is not None:
             unit.placement = change(unit.placement)
 
-    def _may_run_again(self, call: Call, error: DBAPIError) -> bool:
+    def _may_run_again(
+        self, call: Call, error: DBAPIError, until: float
+    ) -> bool:
         """Return True where a statement that failed may be decided anew
 
         On a replica nothing can have happened that would be lost or done
@@ -864,13 +872,15 @@ class MixinSession(SessionBase):
 
         :param call: of the statement that failed
         :param error: of the server, or of the way to it
+        :param until: seconds of ``time.monotonic()``: it waits for a server
+            no longer
         """
         name = call.server
         if name is None or call.decision is None:
             return False
 
         if not call.from_replica:
-            return self._may_leave_primary(call.decision, error)
+            return monotonic() < until and self._may_leave_primary(call, error)
 
         if name not in self._connections_of_replicas():
             # It refused the connection: nothing has been sent.
@@ -889,19 +899,52 @@ class MixinSession(SessionBase):
 
         return self._refused(name, call.clause, error)
 
-    def _may_leave_primary(self, decision: Decision, error: DBAPIError) -> bool:
-        """Return True where the primary refused to connect, for a mere read"""
-        unit = self._current()
-        if decision.server_name != PRIMARY or (
-            unit is not None and unit.primary is not None
-        ):
+    def _may_leave_primary(self, call: Call, error: DBAPIError) -> bool:
+        """Return True where the primary is gone, and a read may go elsewhere"""
+        decision, unit = call.decision, self._current()
+        if decision is None or decision.server_name != PRIMARY:
             return False
+
+        if unit is not None and unit.primary is not None:
+            return self._may_begin_anew(unit, unit.primary, call, error)
 
         if decision.reason not in NOT_FOR_PRIMARY:
             return False
 
         self.anyblok.monitor.report_down(PRIMARY, summary_of(error))
         self._place(Placement.without_primary)
+        if decision.reason is not Reason.PRIMARY_TAKES_READS:
+            sleep(PAUSE)
+
+        return True
+
+    def _may_begin_anew(
+        self, unit: UnitOfWork, connection: Connection, call: Call, error: Any
+    ) -> bool:
+        """End a unit of work that has only read on a primary that died
+
+        Another begins in its place, as if the application had rolled it back.
+        """
+        begun = self.get_transaction()
+        if (
+            begun is None
+            or begun.origin is not SessionTransactionOrigin.AUTOBEGIN
+            or self.anyblok.has_snapshots
+            or self.in_nested_transaction()
+            or unit.placement.wrote
+            or self.new
+            or self.dirty
+            or self.deleted
+        ):
+            return False
+
+        if not self.anyblok.statements.need_of(call.clause).is_read:
+            return False
+
+        if not is_lost(connection, error):
+            return False
+
+        self.rollback()
         return True
 
     def _connections_of_replicas(self) -> Mapping[str, Connection]:
