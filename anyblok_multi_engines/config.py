@@ -16,12 +16,12 @@ from typing import Any
 from anyblok.config import Configuration
 from anyblok.config import get_url as anyblok_get_url
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from .consistency import Consistency, FreshnessOptions
 from .errors import NoPrimaryError, OptionError
 from .health.model import Limits
-from .topology import Role, Server, Topology, place_of
+from .topology import Role, Server, Topology, places_of
 
 # A separator counts only before the scheme of the next URL: so a comma in a
 # query (libpq's several hosts) needs no care.
@@ -44,7 +44,8 @@ FUNCTION = re.compile(rf"{NAME}(?:\.{NAME})?")
 
 HOW_TO_WRITE_URLS = (
     "write dialect://user:password@host:port/database, with %40 for an @ and "
-    "%2C for a comma inside a part"
+    "%2C for a comma inside a part; several hosts of one server are written "
+    "dialect://user:password@/database?host=a:1&host=b:2"
 )
 
 
@@ -427,7 +428,22 @@ def _url(option: str, text: str, db_name: str | None) -> URL:
         # must not be in our traceback.
         raise OptionError(f"{option}: not an URL; {HOW_TO_WRITE_URLS}")
 
+    _check_hosts(option, parsed)
     return get_url(db_name=db_name, url=parsed)
+
+
+def _check_hosts(option: str, url: URL) -> None:
+    """Refuse several hosts that SQLAlchemy doesn't understand
+
+    :exception: OptionError
+    """
+    try:
+        url.get_dialect()().create_connect_args(url)
+    except NoSuchModuleError:
+        # Told with what may be written when the engine is made.
+        pass
+    except ArgumentError as error:
+        raise OptionError(f"{option}: {error}; {HOW_TO_WRITE_URLS}") from None
 
 
 def _check_dialects(known: Topology) -> None:
@@ -447,11 +463,9 @@ def _check_replicas_differ(known: Topology) -> None:
     seen: dict[Any, Server] = {}
     for server in known.replicas:
         url = server.url
-        place = (
-            place_of(url.set(port=url.port or 5432)),
-            url.username,
-            tuple(sorted(url.query.items())),
-        )
+        places = tuple((host, port or "5432") for host, port in places_of(url))
+        options = url.difference_update_query(["host", "port"]).query
+        place = (places, url.username, tuple(sorted(options.items())))
         if place in seen:
             raise OptionError(
                 f"--db-ro-urls names the same server twice: {seen[place]} and "

@@ -46,7 +46,7 @@ from .routing.catalogue import Catalogue
 from .routing.decision import PRIMARY, UNITTEST, Decision
 from .routing.intent import Intent, Wish
 from .routing.statements import Statements
-from .session import Block, MixinSession, statement_of
+from .session import Block, MixinSession, note_unknown_commit, statement_of
 from .topology import Role, Server, Topology
 
 __all__ = [
@@ -190,6 +190,9 @@ class MultiEngines(RegistryBase):
         for server in known.replicas:
             self._identify(server.name)
 
+        if known.primary:
+            self._watch_primary()
+
         if known.primary and known.replicas and self.freshness.has_positions:
             engines.notice_ended_connections(self._engines[PRIMARY])
 
@@ -251,7 +254,24 @@ class MultiEngines(RegistryBase):
             self._limits,
             positions,
             on_hung=self._cut_off,
+            on_moved=self._leave_primary,
         )
+
+    def _watch_primary(self) -> None:
+        """Notice a standby in its place, and COMMITs without an answer"""
+        engine = self._engines[PRIMARY]
+        if engine.dialect.driver in ("psycopg", "psycopg2"):
+            engines.track(engine)
+            engines.notice_demotion(engine, self._note_demotion)
+            engines.tell_unknown_commits(engine, note_unknown_commit)
+
+    def _note_demotion(self) -> None:
+        self._leave_primary()
+        self.monitor.report_standby(PRIMARY)
+
+    def _leave_primary(self) -> None:
+        """Have each unit of work that begins connect to the primary anew"""
+        engines.throw_away(self._engines[PRIMARY])
 
     def start_anew(self) -> None:
         """Leave the connections and the threads to the parent of this process
@@ -271,11 +291,17 @@ class MultiEngines(RegistryBase):
             self.monitor.start()
 
     def _cut_off(self, name: str) -> None:
-        """End what waits for a server that hangs, and leave its connections
+        """Leave the connections to a server that hangs
+
+        What waits for a replica ends.
 
         :param name: of the server
         """
-        engines.cut_off(self._engines[name])
+        if self.is_replica(name):
+            engines.cut_off(self._engines[name])
+        else:
+            # What is being written there may be done in time.
+            self._leave_primary()
 
     def _identify(self, name: str) -> None:
         """Have each new connection to a replica ask what it leads to"""

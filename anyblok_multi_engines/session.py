@@ -23,6 +23,7 @@ from inspect import (
 from logging import getLogger
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import ref
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
@@ -182,6 +183,10 @@ class Block(ContextDecorator):
         """End the block"""
         self._begun.blocks.pop().__exit__(*error)
 
+
+# In the info of the primary's connection: a weak reference to the unit of work
+# that has it, or had it.
+UNIT = "anyblok_multi_engines.unit"
 
 # Before the first, and after each.
 NO_UNIT = UnitOfWork(None)
@@ -950,10 +955,32 @@ def _watch_flushes(session: MixinSession, unit: UnitOfWork) -> None:
     if connection is None or not session.anyblok.topology.replicas:
         return
 
+    connection.info[UNIT] = ref(unit)
+
     @event.listens_for(connection, "before_cursor_execute")
     def note_statement(*_: Any) -> None:
         if session._flushing and not unit.placement.wrote:
             unit.placement = unit.placement.with_write()
+
+
+def note_unknown_commit(connection: Connection) -> bool:
+    """Note that the answer to a COMMIT on the primary is lost
+
+    :param connection: that has sent it
+    :rtype: False where its unit of work has only read: nothing is unknown
+    """
+    found: Callable[[], UnitOfWork | None] = connection.info.get(UNIT, _no_unit)
+    unit = found()
+    if unit is None or unit.primary is not connection:
+        # Of no session that is watched.
+        return True
+
+    unit.is_unknown = unit.placement.wrote
+    return unit.is_unknown
+
+
+def _no_unit() -> None:
+    return None
 
 
 def _end_replica_side(session: MixinSession) -> None:
@@ -965,7 +992,6 @@ def _end_replica_side(session: MixinSession) -> None:
     if unit is None or session.in_nested_transaction():
         return
 
-    unit.is_committing = True
     if not unit.placement.on_primary:
         return
 
@@ -1007,14 +1033,7 @@ def _after_rollback(session: MixinSession) -> None:
     if unit is None or not session._keeps_reader():
         return
 
-    primary = unit.primary
-    if (
-        unit.is_committing
-        and unit.placement.wrote
-        and primary is not None
-        and primary.invalidated
-    ):
-        # The answer to its COMMIT was lost.
+    if unit.is_unknown:
         session.anyblok.reader().note_unknown_write(None)
     else:
         _note_fallback(session, unit)

@@ -26,6 +26,7 @@ class UnitOfWork:
     """
 
     __slots__ = (
+        "__weakref__",
         "changed_schema",
         "checked",
         "checked_floor",
@@ -33,7 +34,7 @@ class UnitOfWork:
         "fell_back",
         "floor",
         "has_floor",
-        "is_committing",
+        "is_unknown",
         "placement",
         "primary",
         "reads_on",
@@ -48,8 +49,8 @@ class UnitOfWork:
         self.placement: Placement = NOWHERE
         #: the primary's connection
         self.primary: Connection | None = None
-        #: True from the beginning of its commit
-        self.is_committing = False
+        #: True where it has written, and the answer to its COMMIT is lost
+        self.is_unknown = False
         #: the replicas' connections, by their servers
         self.reads_on: dict[str, Connection] = {}
         #: True where a replica has given it rows

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from logging import getLogger
 from random import Random
 from typing import Protocol
@@ -24,6 +25,7 @@ from .model import (
     Status,
     judge,
     judge_failure,
+    judge_standby,
 )
 from .probe import summary_of
 
@@ -80,6 +82,8 @@ class Monitor:
     :param positions: where the answers' positions are noted
     :param timeout: seconds that a server may take to answer
     :param on_hung: called with the name of a server that took longer
+    :param on_moved: called where the primary's URL leads to another server
+        than before, or has to
     :param clock: seconds, monotonic
     """
 
@@ -90,6 +94,7 @@ class Monitor:
         positions: Positions,
         timeout: float = 2.0,
         on_hung: Callable[[str], None] | None = None,
+        on_moved: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._servers = {server.name: server for server in probes}
@@ -98,6 +103,7 @@ class Monitor:
         self._positions = positions
         self._timeout = timeout
         self._on_hung = on_hung or _do_nothing
+        self._on_moved = on_moved or _do_nothing
         self._clock = clock
         # Not the module's: tests and programs count on its state.
         self._random = Random().random
@@ -188,16 +194,30 @@ class Monitor:
                 known
                 if known.status is Status.DOWN
                 else judge_failure(
-                    known, reason, self._limits, self._random(), now
+                    known, reason, self._limits_of(name), self._random(), now
                 )
             ),
         )
+
+    def report_standby(self, name: str) -> None:
+        """Note that the primary's URL has led to a standby; it is asked soon
+
+        :param name: of the primary
+        """
+        if name in self._servers:
+            now = self._clock()
+            self._publish(name, lambda known: judge_standby(known, now))
 
     def _note(self, name: str, asking: Asking) -> None:
         """Note what came of a question"""
         answer = asking.answer
         if answer is not None:
             role = self._servers[name].role
+            if role is Role.PRIMARY and self._has_moved(name, answer):
+                # Of several hosts another one may be the primary by now.
+                self._probes[name].close()
+                self._on_moved()
+
             lag = self._positions.lag_of(answer.position, self._clock())
             self._publish(
                 name,
@@ -221,11 +241,32 @@ class Monitor:
         self._publish(
             name,
             lambda known: judge_failure(
-                known, failure, self._limits, self._random(), now
+                known, failure, self._limits_of(name), self._random(), now
             ),
         )
         if asking.failure is None:
             self._on_hung(name)
+
+    def _has_moved(self, name: str, answer: Observation) -> bool:
+        """Return True where connections to the primary lead elsewhere"""
+        if answer.is_replica:
+            return True
+
+        before, now = self.snapshot.of(name).observation, answer.position
+        if now is None or before is None or before.position is None:
+            return False
+
+        return before.position.timeline != now.timeline or (
+            self._positions.is_left(now)
+        )
+
+    def _limits_of(self, name: str) -> Limits:
+        """Return what is asked of a server: a primary is always waited for"""
+        limits = self._limits
+        if self._is_replica(name):
+            return limits
+
+        return replace(limits, max_backoff=limits.interval)
 
     def _pause(self) -> float:
         """Return the seconds until the next question, less a random part"""
@@ -273,5 +314,5 @@ class Monitor:
             )
 
 
-def _do_nothing(name: str) -> None:
+def _do_nothing(*names: str) -> None:
     """Nobody wants to know"""
