@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from .consistency import Consistency, FreshnessOptions
 from .errors import NoPrimaryError, OptionError
+from .fallback import Fallback
 from .health.model import Limits
 from .topology import Role, Server, Topology, places_of
 
@@ -36,6 +37,9 @@ WRITE_GUARDS = ("check", "off")
 
 # Of --db-ro-consistency.
 CONSISTENCIES = tuple(level.value for level in Consistency)
+
+# Of --db-ro-fallback, the default first.
+FALLBACKS = ("primary", "error")
 
 # A name of PostgreSQL, with its schema or without; quoted where it has
 # capitals or signs.
@@ -147,6 +151,18 @@ def update_database(group: Any) -> None:
         default=Limits.max_backoff,
         help="Seconds between two questions of the monitor to a server that "
         "is down, at most. Default: 30.0.",
+    )
+    group.add_argument(
+        "--db-ro-fallback",
+        choices=FALLBACKS,
+        default=FALLBACKS[0],
+        help="Where a read goes that no replica can serve: to the primary, or "
+        "nowhere (error). Default: primary.",
+    )
+    group.add_argument(
+        "--db-ro-fallback-limit",
+        help="Units of work that read from the primary of --db-wo-url at the "
+        "same time because no replica can serve them. Default: any number.",
     )
     group.add_argument(
         "--db-ro-sticky",
@@ -318,6 +334,44 @@ def limits() -> Limits:
         interval=Limits.interval if interval is None else interval,
         max_backoff=Limits.max_backoff if backoff is None else backoff,
     )
+
+
+def fallback() -> Fallback:
+    """Return what a read does that no replica can serve
+
+    :exception: OptionError
+    """
+    value = _option("db_ro_fallback") or FALLBACKS[0]
+    if value not in FALLBACKS:
+        raise OptionError(
+            f"--db-ro-fallback: {value!r}; write one of " + ", ".join(FALLBACKS)
+        )
+
+    limit = _count("--db-ro-fallback-limit")
+    if limit is not None and value != FALLBACKS[0]:
+        raise OptionError(
+            "--db-ro-fallback error leaves nothing to limit: leave "
+            "--db-ro-fallback-limit out"
+        )
+
+    return Fallback(to_primary=value == FALLBACKS[0], limit=limit)
+
+
+def _count(option: str) -> int | None:
+    """Return an option's number; None: it isn't given
+
+    :exception: OptionError
+    """
+    value: Any = Configuration.get(option.strip("-").replace("-", "_"), None)
+    if value is None or value == "":
+        return None
+
+    with suppress(TypeError, ValueError):
+        number = int(value)
+        if number > 0:
+            return number
+
+    raise OptionError(f"{option}: {value!r}; write a number, 1 or more")
 
 
 def _seconds(option: str) -> float | None:

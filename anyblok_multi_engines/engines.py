@@ -62,6 +62,9 @@ SESSION_SETTINGS = (
     "SET default_transaction_read_only = on"
 )
 
+# Linux tells the end of a connection from something to read.
+HAS_RDHUP = hasattr(select, "POLLRDHUP")
+
 DRIVER_PACKAGES = {
     "MySQLdb": "mysqlclient",
     "psycopg": "psycopg[binary]",
@@ -327,6 +330,19 @@ def cut_off(engine: Engine) -> None:
             shut_down(driver)
 
 
+def living(engine: Engine) -> Iterator[Any]:
+    """Return the records of an engine's connections that haven't ended
+
+    :param engine: that is tracked
+    """
+    for record in _records.get(engine.dialect, ()):
+        driver = record.dbapi_connection
+        # Another thread may be closing it.
+        with suppress(Exception):
+            if driver is not None and _is_alive(driver):
+                yield record
+
+
 def throw_away(engine: Engine) -> None:
     """Have every connection of an engine made anew before its next use
 
@@ -441,9 +457,25 @@ def _has_ended(driver: Any) -> bool:
     if driver.closed:
         return True
 
-    if not hasattr(select, "POLLRDHUP"):  # not Linux
+    # Elsewhere nobody can tell.
+    return HAS_RDHUP and _is_hung_up(driver)
+
+
+def _is_alive(driver: Any) -> bool:
+    """Return True where the server has not ended a connection for sure
+
+    Whoever uses it, and whatever it receives.
+    """
+    if driver.closed:
         return False
 
+    if HAS_RDHUP:
+        return not _is_hung_up(driver)
+
+    return not _is_readable(driver.fileno())
+
+
+def _is_hung_up(driver: Any) -> bool:
     poll = select.poll()
     poll.register(driver.fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))

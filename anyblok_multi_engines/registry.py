@@ -36,6 +36,7 @@ from .errors import (
     OptionError,
     ServerUnavailableError,
 )
+from .fallback import Fallback, Slots
 from .freshness import Freshness
 from .health.model import Snapshot
 from .health.monitor import Monitor
@@ -131,6 +132,7 @@ class MultiEngines(RegistryBase):
     # AnyBlok's __getattr__ recurses without end on an attribute that is
     # missing before the Session exists, and is silent afterwards.
     Session: Any = None
+    fallback: Fallback
     freshness: Freshness
     additional_setting: dict[str, Any] = {}  # noqa: RUF012
     bind: Any = None
@@ -144,6 +146,9 @@ class MultiEngines(RegistryBase):
     unittest = False
     unittest_bind: Any = None
     unittest_transaction: Any = None
+    #: of units of work that read from the primary for want of a replica;
+    #: None: any number of them may
+    slots: Slots | None = None
     #: True where a unit of work on a replica has one snapshot
     has_snapshots = False
     #: True where stale changes are looked for before they are written
@@ -206,6 +211,8 @@ class MultiEngines(RegistryBase):
             "wo": self._engines.get(PRIMARY),
         }
         self._limits = config.limits()
+        self.fallback = config.fallback()
+        self._check_fallback()
         self.monitor = self._new_monitor()
         _registries.add(self)
         self.rw_engine = self.engines["wo"]
@@ -216,6 +223,20 @@ class MultiEngines(RegistryBase):
         self._engine = self.rw_engine
         if self.loadwithoutmigration and self.engines["ro"]:
             self._engine = choice(self.engines["ro"])
+
+    def _check_fallback(self) -> None:
+        """Limit what the primary reads for want of a replica
+
+        :exception: OptionError, where it takes its share of the reads anyway
+        """
+        limit, primary = self.fallback.limit, self.topology.primary
+        if limit is not None and primary is not None and primary.takes_reads:
+            raise OptionError(
+                f"--db-ro-fallback-limit: {primary.option} takes its share of "
+                "the reads anyway; give the primary as --db-wo-url"
+            )
+
+        self.slots = None if limit is None else Slots(limit)
 
     def _engine_for(self, server: Server) -> Engine:
         options = self.init_engine_options(server.url)
@@ -287,6 +308,7 @@ class MultiEngines(RegistryBase):
         self.freshness = self._new_freshness(self.freshness.options)
         self.monitor = self._new_monitor()
         self.monitor.snapshot = before.snapshot
+        self._check_fallback()
         if was_running:
             self.monitor.start()
 

@@ -51,6 +51,7 @@ from .reader import Reader, Seen
 from .routing.decision import (
     PRIMARY,
     UNITTEST,
+    WANT_OF_REPLICA,
     Decision,
     Reason,
     Situation,
@@ -85,6 +86,15 @@ FAILS_HERE = frozenset(
 
 # For want of a replica that is fresh enough.
 FALLBACKS = frozenset([Reason.NO_FRESH_REPLICA, Reason.REPLICA_BEHIND])
+
+# For a person.
+WHY_NO_REPLICA = {
+    Reason.REPLICA_LOST: "the one that this unit of work has read from is lost",
+    Reason.REPLICA_BEHIND: "the one that this unit of work has read from is "
+    "behind what it must see now",
+    Reason.NO_FRESH_REPLICA: "none is known to have what this session must see",
+    Reason.NO_USABLE_REPLICA: "none is usable",
+}
 
 # What counts as a unit of work on its server, of a session's few.
 DRAWN = frozenset([Reason.PRIMARY_TAKES_READS, Reason.USABLE_REPLICA])
@@ -251,7 +261,9 @@ class MixinSession(SessionBase):
         :exception: NoPrimaryError, for a write in read-only mode;
             ReplicaWriteError, for a write where the caller wants replicas;
             UnknownServerError, for a name that isn't configured;
-            NoReplicaError, in read-only mode where no replica is fresh enough
+            NoReplicaError, in read-only mode where no replica is fresh enough,
+            under --db-ro-fallback error where the primary would have to serve,
+            and where too many units of work have it serve already
         """
         registry = self.anyblok
         call: Call = kwargs.pop(provenance.CALL, NO_CALL)
@@ -275,7 +287,7 @@ class MixinSession(SessionBase):
         decision = self._decided(clause, call)
         logger.debug("%s", decision)
         if decision.server_name is None:
-            raise _error_of(decision)
+            raise self._error_of(decision)
 
         if decision.server_name == UNITTEST:
             return registry.unittest_bind  # type: ignore[no-any-return]
@@ -315,6 +327,7 @@ class MixinSession(SessionBase):
                 stays=registry.has_snapshots or self._has_fallen_back(),
                 wrote_lately=freshness.must_ask_primary(reader),
                 has_primary=not topology.read_only,
+                falls_back=registry.fallback.to_primary,
                 has_replicas=bool(topology.replicas),
                 loading=registry.is_loading,
                 unittest=registry.unittest_transaction is not None,
@@ -724,6 +737,28 @@ class MixinSession(SessionBase):
 
         return wanted
 
+    def _error_of(self, decision: Decision) -> Exception:
+        """Return the error of a decision without a server"""
+        because = decision.because or "The statement"
+        if decision.reason is Reason.WRITE_ON_REPLICAS:
+            return _replica_write_error(because)
+
+        if decision.reason not in WANT_OF_REPLICA:
+            return read_only_mode(because)
+
+        if self.anyblok.topology.read_only:
+            return NoReplicaError(
+                "Read-only mode, and no replica of --db-ro-urls has reached "
+                "the position that is asked for: try again, or set --db-ro-wait"
+            )
+
+        return NoReplicaError(
+            f"{self._missing_replica()}: {WHY_NO_REPLICA[decision.reason]}, "
+            "and the primary serves no read for it (--db-ro-fallback error). "
+            "Roll back and try again, set --db-ro-wait, or read under "
+            "registry.use_primary()"
+        )
+
     def _note_given(self, call: Call, clause: Any, bound: Any) -> None:
         """Note where a statement goes whose caller has given the bind"""
         if call is not NO_CALL:
@@ -731,8 +766,50 @@ class MixinSession(SessionBase):
             call.server = self.anyblok.server_name_of(bound.engine)
             call.from_replica = call.server not in (None, PRIMARY)
 
+    def _take_slot(self) -> None:
+        """Let this unit of work read from the primary for want of a replica
+
+        :exception: NoReplicaError, where too many do
+        """
+        slots = self.anyblok.slots
+        if slots is None:
+            return
+
+        unit = self._current()
+        if unit is None:
+            # Before it connects, which would be a connection too many.
+            self._autobegin_t()
+            unit = self._unit = UnitOfWork(self.get_transaction())
+
+        if unit.slot is None:
+            unit.slot = slots.take()
+
+        if unit.slot is None:
+            raise NoReplicaError(
+                f"{self._missing_replica()}; {slots.limit} units of work read "
+                "from the primary for it, no more may "
+                "(--db-ro-fallback-limit), and none has ended within "
+                f"{slots.wait:g} s: try again"
+            )
+
+    def _missing_replica(self) -> str:
+        """Return why no replica serves, for a person"""
+        registry = self.anyblok
+        health = registry.health()
+        unusable = [
+            f"{server}: {health.of(server.name).reason}"
+            for server in registry.topology.replicas
+            if server.name in health.unusable
+        ]
+        return "No replica will do" + (
+            f" ({'; '.join(unusable)})" if unusable else ""
+        )
+
     def _note_decided(self, call: Call, decision: Decision) -> None:
         """Note where a statement goes that is about to be executed"""
+        if decision.reason in WANT_OF_REPLICA:
+            self._take_slot()
+
         call.decision = decision
         call.server = decision.server_name
         call.from_replica = call.server != PRIMARY
@@ -1062,6 +1139,9 @@ def _note_end(session: MixinSession, transaction: SessionTransaction) -> None:
         return
 
     session._unit = NO_UNIT
+    if unit.slot is not None:
+        unit.slot.give_back()
+
     if not session._keeps_reader():
         return
 
@@ -1117,21 +1197,6 @@ def statement_of(statement: Any) -> Any:
         statement = statement.statement
 
     return getattr(statement, "sql_statement", statement)
-
-
-def _error_of(decision: Decision) -> Exception:
-    """Return the error of a decision without a server"""
-    because = decision.because or "The statement"
-    if decision.reason is Reason.NO_FRESH_REPLICA:
-        return NoReplicaError(
-            "Read-only mode, and no replica of --db-ro-urls has reached the "
-            "position that is asked for: try again, or set --db-ro-wait"
-        )
-
-    if decision.reason is Reason.WRITE_ON_REPLICAS:
-        return _replica_write_error(because)
-
-    return read_only_mode(because)
 
 
 def _replica_write_error(what: str) -> ReplicaWriteError:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
 
     from .consistency import ConsistencyToken
+    from .fallback import Slot
     from .reader import Seen
 
 
@@ -41,6 +42,7 @@ class UnitOfWork:
         "root",
         "seen",
         "served",
+        "slot",
     )
 
     def __init__(self, root: SessionTransaction | None) -> None:
@@ -68,5 +70,8 @@ class UnitOfWork:
         self.seen: Seen | None = None
         #: True where it reads from the primary for want of a fresh replica
         self.fell_back = False
+        #: its right to read from the primary for want of a replica, where
+        #: that is limited
+        self.slot: Slot | None = None
         #: True where a position has all that its reader has seen by it
         self.covered = False
