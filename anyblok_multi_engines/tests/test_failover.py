@@ -70,6 +70,12 @@ def write_in_time(registry, begun, seconds):
             return time.monotonic() - begun
 
 
+def wait_for_reads(read):
+    """Wait until more has been read"""
+    before = len(read)
+    wait_until("they read no more", lambda: len(read) > before + 10)
+
+
 def status(registry):
     return registry.health().of("primary").status
 
@@ -187,12 +193,12 @@ def test_new_primary_is_written_at_once(servers, make_registry, several, fault):
     with pytest.raises(DBAPIError):
         write(registry)
 
-    wait_until("they read no more", lambda n=len(read): len(read) > n + 10)
+    wait_for_reads(read)
     begun = time.monotonic()
     first.promote()
     took = write_in_time(registry, begun, 2.0)
     second.follow(first)
-    wait_until("they read no more", lambda n=len(read): len(read) > n + 10)
+    wait_for_reads(read)
     over.set()
     for reader in readers:
         reader.join(10.0)
