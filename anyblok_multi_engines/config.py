@@ -153,6 +153,13 @@ def update_database(group: Any) -> None:
         "is down, at most. Default: 30.0.",
     )
     group.add_argument(
+        "--db-ro-connect-timeout",
+        default=Limits.connect_timeout,
+        help="Seconds that a connection to a replica, or an answer to the "
+        "monitor, may take; connections are counted in whole seconds, and 2 "
+        "at least. A URL with connect_timeout has its own. Default: 2.0.",
+    )
+    group.add_argument(
         "--db-ro-fallback",
         choices=FALLBACKS,
         default=FALLBACKS[0],
@@ -325,14 +332,20 @@ def limits() -> Limits:
     most = _seconds("--db-ro-max-lag-bytes")
     interval = _seconds("--db-ro-check-interval")
     backoff = _seconds("--db-ro-max-backoff")
-    if interval == 0:
-        raise OptionError("--db-ro-check-interval: 0; write seconds, such as 1")
+    timeout = _seconds("--db-ro-connect-timeout")
+    for option, value in (
+        ("--db-ro-check-interval", interval),
+        ("--db-ro-connect-timeout", timeout),
+    ):
+        if value == 0:
+            raise OptionError(f"{option}: 0; write seconds, such as 2")
 
     return Limits(
         max_lag=_seconds("--db-ro-max-lag"),
         max_lag_bytes=None if most is None else int(most),
         interval=Limits.interval if interval is None else interval,
         max_backoff=Limits.max_backoff if backoff is None else backoff,
+        connect_timeout=Limits.connect_timeout if timeout is None else timeout,
     )
 
 

@@ -14,10 +14,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from logging import getLogger
+from math import ceil
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Connection, Dialect, Engine, create_engine, event
+from sqlalchemy import (
+    URL,
+    Connection,
+    Dialect,
+    Engine,
+    create_engine,
+    event,
+)
 from sqlalchemy.exc import DBAPIError, DisconnectionError, NoSuchModuleError
 
 from .errors import CommitUnknownError, NoPrimaryError, OptionError
@@ -28,8 +36,8 @@ logger = getLogger(__name__)
 # The answer to a write: PostgreSQL's read_only_sql_transaction.
 READ_ONLY_SQL_TRANSACTION = "25006"
 
-# Seconds; libpq's own connect_timeout takes whole ones, and no less than 2.
-REPLICA_CONNECT_TIMEOUT = 2
+# Seconds; libpq's connect_timeout knows no less, and no parts of one.
+LEAST_CONNECT_TIMEOUT = 2
 
 # admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped and
 # idle_session_timeout: the server has ended the connection. Most often there
@@ -62,9 +70,6 @@ SESSION_SETTINGS = (
     "SET default_transaction_read_only = on"
 )
 
-# Linux tells the end of a connection from something to read.
-HAS_RDHUP = hasattr(select, "POLLRDHUP")
-
 DRIVER_PACKAGES = {
     "MySQLdb": "mysqlclient",
     "psycopg": "psycopg[binary]",
@@ -73,7 +78,12 @@ DRIVER_PACKAGES = {
 
 
 def create(
-    server: Server, options: Mapping[str, Any], *, transactional: bool = False
+    server: Server,
+    options: Mapping[str, Any],
+    *,
+    transactional: bool = False,
+    connect_timeout: float = LEAST_CONNECT_TIMEOUT,
+    aside: bool = False,
 ) -> Engine:
     """Return the engine of a server; nothing is connected yet
 
@@ -82,15 +92,19 @@ def create(
     :param transactional: True: a replica has real transactions too, with
         savepoints; False: each of its statements stands alone where the
         isolation level allows it
+    :param connect_timeout: seconds that a connection may take, to a replica or
+        to one of several hosts
+    :param aside: True: for questions of our own, which give up on a primary
+        too
     :exception: OptionError, where the dialect or its driver isn't there
     """
     url = server.url
     options = {**options, "future": True}
+    if aside or server.role is Role.REPLICA or len(places_of(url)) > 1:
+        options = _with_timeout(url, options, connect_timeout)
+
     if server.role is Role.REPLICA:
         options = _replica_options(server, options, transactional)
-    elif len(places_of(url)) > 1:
-        # A host that hangs must not keep anybody from the next one.
-        options = _with_connect_timeout(server, options)
 
     try:
         engine = create_engine(url, **options)
@@ -129,16 +143,6 @@ def create(
             )
 
     return engine
-
-
-def apart(engine: Engine) -> Engine:
-    """Return an engine for the same server with a pool of its own
-
-    To be disposed of when it has served.
-
-    :param engine: one of the registry's
-    """
-    return Engine(engine.pool.recreate(), engine.dialect, engine.url)
 
 
 def standby_isolation_level(level: str) -> str:
@@ -330,19 +334,6 @@ def cut_off(engine: Engine) -> None:
             shut_down(driver)
 
 
-def living(engine: Engine) -> Iterator[Any]:
-    """Return the records of an engine's connections that haven't ended
-
-    :param engine: that is tracked
-    """
-    for record in _records.get(engine.dialect, ()):
-        driver = record.dbapi_connection
-        # Another thread may be closing it.
-        with suppress(Exception):
-            if driver is not None and _is_alive(driver):
-                yield record
-
-
 def throw_away(engine: Engine) -> None:
     """Have every connection of an engine made anew before its next use
 
@@ -457,25 +448,9 @@ def _has_ended(driver: Any) -> bool:
     if driver.closed:
         return True
 
-    # Elsewhere nobody can tell.
-    return HAS_RDHUP and _is_hung_up(driver)
-
-
-def _is_alive(driver: Any) -> bool:
-    """Return True where the server has not ended a connection for sure
-
-    Whoever uses it, and whatever it receives.
-    """
-    if driver.closed:
+    if not hasattr(select, "POLLRDHUP"):  # not Linux: nobody can tell
         return False
 
-    if HAS_RDHUP:
-        return not _is_hung_up(driver)
-
-    return not _is_readable(driver.fileno())
-
-
-def _is_hung_up(driver: Any) -> bool:
     poll = select.poll()
     poll.register(driver.fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))
@@ -538,22 +513,33 @@ def _replica_options(
     if level == "READ COMMITTED" and not transactional:
         level = "AUTOCOMMIT"
 
-    return _with_connect_timeout(server, {**options, "isolation_level": level})
+    return {**options, "isolation_level": level}
 
 
-def _with_connect_timeout(
-    server: Server, options: dict[str, Any]
+def libpq_timeout(seconds: float) -> int:
+    """Return what libpq takes for a number of seconds
+
+    :param seconds: that a connection may take
+    :rtype: whole seconds
+    """
+    return max(LEAST_CONNECT_TIMEOUT, ceil(seconds))
+
+
+def _with_timeout(
+    url: URL, options: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    if (
-        server.url.get_backend_name() == "postgresql"
-        and "connect_timeout" not in server.url.query
-    ):
-        options["connect_args"] = {
-            "connect_timeout": REPLICA_CONNECT_TIMEOUT,
-            **options.get("connect_args", {}),
-        }
+    """Return the options of an engine whose connections take no longer
 
-    return options
+    What the URL or the application says wins.
+    """
+    if url.get_backend_name() != "postgresql" or "connect_timeout" in url.query:
+        return options
+
+    arguments = {
+        "connect_timeout": libpq_timeout(seconds),
+        **options.get("connect_args", {}),
+    }
+    return {**options, "connect_args": arguments}
 
 
 def _spaced(level: str) -> str:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from logging import getLogger
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -29,11 +29,12 @@ from .consistency import (
     decode,
     freshest,
 )
-from .engines import apart, is_in_transaction, is_lost, living, sqlstate_of
+from .engines import is_in_transaction, is_lost, shut_down, sqlstate_of
 from .errors import ConsistencyTokenError
 from .health.probe import (
     NO_POSITIONS,
     primary_position,
+    received_position,
     replica_identity,
     replica_position,
     summary_of,
@@ -42,6 +43,11 @@ from .health.probe import (
 from .positions import Known, Link, Positions
 from .reader import Reader, Readers, Seen
 from .routing.decision import PRIMARY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import PoolProxiedConnection
 
 logger = getLogger(__name__)
 
@@ -75,14 +81,18 @@ class Freshness:
 
     :param options: of the configuration
     :param engines: by the servers' names
+    :param aside: gives a server's engine for questions of our own
     :param scope: AnyBlok's function that says whose session it is, or None
+    :param is_down: says whether a server is known not to answer
     """
 
     def __init__(
         self,
         options: FreshnessOptions,
         engines: dict[str, Engine],
+        aside: Callable[[str], Engine],
         scope: Callable[[], Any] | None = None,
+        is_down: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self.options = options
         self.positions = Positions()
@@ -90,7 +100,10 @@ class Freshness:
         self.process = Reader()
         self._engines = engines
         self._readers = Readers(scope)
-        self._aside: dict[str, Engine] = {}
+        self._is_down = is_down
+        self._aside = aside
+        # The servers that are being asked aside, and by which connections.
+        self._asked: set[tuple[str, Any]] = set()
         # Till when everybody reads from the primary, once positions are no
         # longer to be had: what was promised by them can't be kept otherwise.
         self._lost_until = 0.0
@@ -108,6 +121,11 @@ class Freshness:
     def keeps_sessions(self) -> bool:
         """Return True where a session sees what it has seen before"""
         return self.options.consistency is not Consistency.EVENTUAL
+
+    @property
+    def compares(self) -> bool:
+        """Return True where it is known which server has what was seen"""
+        return self.keeps_sessions and self.has_positions
 
     def reader(self, registry: Any) -> Reader:
         """Return who reads
@@ -184,10 +202,13 @@ class Freshness:
         """
         self._behind_at[name] = time.monotonic()
 
-    def floor_at_start(self, reader: Reader) -> ConsistencyToken | None:
+    def floor_at_start(
+        self, reader: Reader, usable: Collection[str]
+    ) -> ConsistencyToken | None:
         """Return what a unit of work that begins must see
 
         :param reader: who reads
+        :param usable: the names of the replicas that can be asked
         :exception: Behind, where the primary must be asked and isn't there
         """
         floor = reader.knows.floor
@@ -199,7 +220,7 @@ class Freshness:
             return freshest(floor, self._primary_now().position)
 
         if consistency is Consistency.REGISTRY:
-            self.cover(self.process, self.process.knows.seen, ())
+            self.cover(self.process, self.process.knows.seen, usable)
             floor = freshest(floor, self.process.knows.floor)
 
         return floor
@@ -230,7 +251,7 @@ class Freshness:
 
         found = [self._covering(each, usable) for each in seen]
         if None in found and PRIMARY in self._engines:
-            found = [self._visible(self._primary_now())]
+            found = [self._seen_anywhere(usable)]
 
         # In read-only mode there is nobody who knows more, and nothing else to
         # read from.
@@ -266,7 +287,7 @@ class Freshness:
             return False
 
         # It has restarted, or is another one behind the same name.
-        others = [x for x in reader.knows.seen if not self._is_same(x, link)]
+        others = [x for x in reader.knows.seen if not _is_same(x, link)]
         self.cover(reader, others, ())
         floor = freshest(floor, reader.knows.floor)
         if floor is None:
@@ -469,7 +490,8 @@ class Freshness:
             and seen.server in usable
         ):
             # The one that was read from, and not the primary, which is ahead.
-            return self._ask_again(seen)
+            self._ask_again(seen)
+            position = self._position_since(seen)
 
         return position
 
@@ -492,54 +514,44 @@ class Freshness:
         position = known.visible or known.position
         return freshest(position, self.process.knows.written)
 
-    def _ask_again(self, seen: Seen) -> ConsistencyToken | None:
-        """Ask a replica that was read from how far it is by now
+    def _seen_anywhere(
+        self, usable: Collection[str]
+    ) -> ConsistencyToken | None:
+        """Return a position that has all that could be seen until now
 
-        :rtype: None where it isn't sure to be what it was
+        While the primary is away, all that it has sent: more can't be had.
+
+        :exception: Behind, where nobody can be asked
         """
-        engine = self._engine_to_ask(seen.server)
-        with suppress(SQLAlchemyError, engine.dialect.loaded_dbapi.Error):
-            connection = engine.raw_connection()
-            try:
-                link = connection.info.get(LINK)
-                if link is not None and self._is_same(seen, link):
-                    known = replica_position(connection.dbapi_connection)
-                    if known is not None:
-                        link.note(known)
-                        return self._of_cluster(known.position)
-            finally:
-                connection.close()
+        try:
+            return self._visible(self._primary_now())
+        except Behind:
+            found = [self._received(x) for x in usable if x != PRIMARY]
+            position = None
+            for each in found:
+                position = freshest(position, each)
+
+            if position is None:
+                raise
+
+            return position
+
+    def _received(self, name: str) -> ConsistencyToken | None:
+        """Return how much of the primary's WAL a replica has received"""
+        with suppress(*self._errors(name)), self._asking(name) as connection:
+            return received_position(connection.dbapi_connection)
 
         return None
 
-    def _of_cluster(
-        self, position: ConsistencyToken
-    ) -> ConsistencyToken | None:
-        """Return a position, if it is of the primary's cluster"""
-        mine = self.positions.system_id
-        return position if mine in (None, position.system_id) else None
-
-    def _is_same(self, seen: Seen, link: Link) -> bool:
-        """Return True where a connection leads to what was seen, or to more"""
-        return link.instance is seen.instance and (
-            link.since <= seen.at or self._has_run_since(seen)
-        )
-
-    def _has_run_since(self, seen: Seen) -> bool:
-        """Return True where a connection of then lives: its server still runs
-
-        Otherwise the new one may lead to a standby that has crashed in between.
-        """
-        links: Iterable[Link | None] = (
-            record.info.get(LINK)
-            for record in living(self._engines[seen.server])
-        )
-        return any(
-            link is not None
-            and link.instance is seen.instance
-            and link.since <= seen.at
-            for link in links
-        )
+    def _ask_again(self, seen: Seen) -> None:
+        """Ask a replica that was read from how far it is by now"""
+        name = seen.server
+        with suppress(*self._errors(name)), self._asking(name) as connection:
+            link = connection.info.get(LINK)
+            if link is not None and _is_same(seen, link):
+                known = replica_position(connection.dbapi_connection)
+                if known is not None:
+                    link.note(known)
 
     def _primary_now(self) -> Known:
         """Return how far the primary is
@@ -549,14 +561,16 @@ class Freshness:
         if PRIMARY not in self._engines or not self.has_positions:
             raise Behind("There is no primary to ask")
 
-        engine = self._engine_to_ask(PRIMARY)
-        errors = (SQLAlchemyError, engine.dialect.loaded_dbapi.Error)
+        if self._is_down(PRIMARY):
+            raise Behind("The primary is down")
+
+        errors = self._errors(PRIMARY)
         try:
             try:
-                known = _ask_primary(engine)
+                known = self._ask_primary()
             except errors:
                 # The pool's connection may be of before a restart.
-                known = _ask_primary(engine)
+                known = self._ask_primary()
         except errors as error:
             self._is_refused(error)
             raise Behind(summary_of(error)) from error
@@ -564,22 +578,38 @@ class Freshness:
         self.positions.note_primary(known)
         return known
 
-    def _engine_to_ask(self, name: str) -> Engine:
-        """Return an engine for questions aside
+    def _ask_primary(self) -> Known:
+        with self._asking(PRIMARY) as connection:
+            return primary_position(connection.dbapi_connection)
 
-        Its pool is its own: who asks may hold the last connection of the
-        server's other pool.
+    @contextmanager
+    def _asking(self, name: str) -> Iterator[PoolProxiedConnection]:
+        """Give a connection for a question aside; one that fails is left"""
+        connection = self._aside(name).raw_connection()
+        asked = (name, connection.dbapi_connection)
+        self._asked.add(asked)
+        try:
+            yield connection
+        except Exception:
+            connection.invalidate()
+            raise
+        finally:
+            self._asked.discard(asked)
+            connection.close()
+
+    def cut_off(self, name: str) -> None:
+        """End the questions that a server doesn't answer
+
+        :param name: of the server
         """
-        engine = self._aside.get(name)
-        if engine is None:
-            engine = self._aside.setdefault(name, apart(self._engines[name]))
+        for server, driver in tuple(self._asked):
+            if server == name:
+                shut_down(driver)
 
-        return engine
-
-    def close(self) -> None:
-        """Close the connections for questions"""
-        for engine in self._aside.values():
-            engine.dispose()
+    def _errors(self, name: str) -> tuple[type[Exception], ...]:
+        """Return what a question to a server may raise"""
+        dialect = self._engines[name].dialect
+        return (SQLAlchemyError, dialect.loaded_dbapi.Error)
 
     def _is_refused(self, error: BaseException) -> bool:
         """Return True where a server gives no positions, now and for ever"""
@@ -602,16 +632,9 @@ class Freshness:
         )
 
 
-def _ask_primary(engine: Engine) -> Known:
-    """Return how far the primary is; a connection that fails is left"""
-    connection = engine.raw_connection()
-    try:
-        return primary_position(connection.dbapi_connection)
-    except Exception:
-        connection.invalidate()
-        raise
-    finally:
-        connection.close()
+def _is_same(seen: Seen, link: Link) -> bool:
+    """Return True where a connection leads to what was seen, or to more"""
+    return link.instance is seen.instance and link.since <= seen.at
 
 
 def _wait(

@@ -182,22 +182,18 @@ class MultiEngines(RegistryBase):
         """
         self.topology = known = config.topology(db_name)
         self.write_guard = config.write_guard()
+        self._limits = config.limits()
         options = config.freshness()
         self._functions = {
             "read_functions": config.functions("--db-ro-functions"),
             "write_functions": config.functions("--db-wo-functions"),
         }
         self.statements = Statements(Catalogue(), self._read_catalogue)
+        self._asides: dict[str, Engine] = {}
         self._engines = {
             server.name: self._engine_for(server) for server in known.servers
         }
         self.freshness = self._new_freshness(options)
-        for server in known.replicas:
-            self._identify(server.name)
-
-        if known.primary:
-            self._watch_primary()
-
         if known.primary and known.replicas and self.freshness.has_positions:
             engines.notice_ended_connections(self._engines[PRIMARY])
 
@@ -210,7 +206,6 @@ class MultiEngines(RegistryBase):
             "ro": [self._engines[name] for name in self._readers],
             "wo": self._engines.get(PRIMARY),
         }
-        self._limits = config.limits()
         self.fallback = config.fallback()
         self._check_fallback()
         self.monitor = self._new_monitor()
@@ -238,7 +233,7 @@ class MultiEngines(RegistryBase):
 
         self.slots = None if limit is None else Slots(limit)
 
-    def _engine_for(self, server: Server) -> Engine:
+    def _engine_for(self, server: Server, aside: bool = False) -> Engine:
         options = self.init_engine_options(server.url)
         level = engines.standby_isolation_level(
             options.get("isolation_level") or ""
@@ -248,18 +243,48 @@ class MultiEngines(RegistryBase):
             server,
             options,
             transactional=bool(self.unittest or self.topology.read_only),
+            connect_timeout=self._limits.connect_timeout,
+            aside=aside,
         )
         if self.topology.read_only:
             engines.tell_the_missing_option(engine, server)
 
         self.apply_engine_events(engine)
+        if server.role is Role.REPLICA:
+            self._identify(server.name, engine)
+        else:
+            self._watch_primary(engine)
+
+        return engine
+
+    def engine_aside(self, server_name: str) -> Engine:
+        """Return a server's engine for questions of our own
+
+        Its pool is its own: who asks may hold the last connection of the
+        other one.
+
+        :param server_name: ``primary``, ``replica1``...
+        """
+        engine = self._asides.get(server_name)
+        if engine is None:
+            server = next(
+                x for x in self.topology.servers if x.name == server_name
+            )
+            engine = self._engine_for(server, aside=True)
+            if server.role is Role.PRIMARY and self.freshness.has_positions:
+                engines.notice_ended_connections(engine)
+
+            engine = self._asides.setdefault(server_name, engine)
+
         return engine
 
     def _new_freshness(self, options: FreshnessOptions) -> Freshness:
         return Freshness(
             options,
             self._engines,
+            self.engine_aside,
             EnvironmentManager.scoped_function_for_session(),
+            lambda name: name in self.monitor.snapshot.down,
         )
 
     def _new_monitor(self) -> Monitor:
@@ -268,7 +293,10 @@ class MultiEngines(RegistryBase):
         return Monitor(
             {
                 server: ServerProbe(
-                    server, self._engines[server.name], positions
+                    server,
+                    self._engines[server.name],
+                    self.engine_aside,
+                    positions,
                 )
                 for server in (known.servers if known.replicas else ())
             },
@@ -278,9 +306,8 @@ class MultiEngines(RegistryBase):
             on_moved=self._leave_primary,
         )
 
-    def _watch_primary(self) -> None:
+    def _watch_primary(self, engine: Engine) -> None:
         """Notice a standby in its place, and COMMITs without an answer"""
-        engine = self._engines[PRIMARY]
         if engine.dialect.driver in ("psycopg", "psycopg2"):
             engines.track(engine)
             engines.notice_demotion(engine, self._note_demotion)
@@ -292,7 +319,9 @@ class MultiEngines(RegistryBase):
 
     def _leave_primary(self) -> None:
         """Have each unit of work that begins connect to the primary anew"""
-        engines.throw_away(self._engines[PRIMARY])
+        for known in (self._engines, self._asides):
+            if PRIMARY in known:
+                engines.throw_away(known[PRIMARY])
 
     def start_anew(self) -> None:
         """Leave the connections and the threads to the parent of this process
@@ -300,7 +329,7 @@ class MultiEngines(RegistryBase):
         Called in each process that is forked: what it has of them, it shares
         with its parent.
         """
-        for engine in self._engines.values():
+        for engine in self._all_engines():
             engine.dispose(close=False)
 
         # A lock in them may be held by a thread that isn't here.
@@ -319,19 +348,20 @@ class MultiEngines(RegistryBase):
 
         :param name: of the server
         """
+        self.freshness.cut_off(name)
         if self.is_replica(name):
             engines.cut_off(self._engines[name])
         else:
             # What is being written there may be done in time.
             self._leave_primary()
 
-    def _identify(self, name: str) -> None:
+    def _identify(self, name: str, engine: Engine) -> None:
         """Have each new connection to a replica ask what it leads to"""
 
         def identify(driver: Any, record: Any) -> None:
             self.freshness.identify(name, driver, record)
 
-        event.listen(self._engines[name], "connect", identify)
+        event.listen(engine, "connect", identify)
 
     def _enter_read_only_mode(self) -> None:
         logger.debug("No WRITE engine defined use READ ONLY mode")
@@ -593,11 +623,8 @@ class MultiEngines(RegistryBase):
         """
         names = [PRIMARY] if self.topology.primary else []
         for name in (*names, *self.usable_readers()):
-            # A connection of its own: the pool may be exhausted by the very
-            # thread that asks.
-            engine = engines.apart(self._engines[name])
             try:
-                with engine.connect() as connection:
+                with self.engine_aside(name).connect() as connection:
                     return catalogue.read(connection, **self._functions)
             except DBAPIError as error:
                 logger.warning(
@@ -605,8 +632,6 @@ class MultiEngines(RegistryBase):
                     name,
                     summary_of(error),
                 )
-            finally:
-                engine.dispose()
 
         return None
 
@@ -946,12 +971,14 @@ class MultiEngines(RegistryBase):
     def close(self) -> None:
         """Release the session, every engine and the monitor's thread"""
         self.monitor.stop()
-        self.freshness.close()
         try:
             super().close()
         finally:
-            for engine in self._engines.values():
+            for engine in self._all_engines():
                 engine.dispose()
+
+    def _all_engines(self) -> list[Engine]:
+        return [*self._engines.values(), *self._asides.values()]
 
     @classmethod
     def db_exists(cls, db_name: str | None = None) -> bool:
@@ -1049,7 +1076,7 @@ def _has_database(server: Server) -> bool:
     """Return True where a server answers and has its URL's database"""
     url = server.url
     if server.role is Role.REPLICA and url.get_backend_name() == "postgresql":
-        timeout = str(engines.REPLICA_CONNECT_TIMEOUT)
+        timeout = str(engines.libpq_timeout(config.limits().connect_timeout))
         url = url.update_query_dict({"connect_timeout": timeout, **url.query})
 
     return bool(database_exists(url))

@@ -96,8 +96,18 @@ WHY_NO_REPLICA = {
     Reason.NO_USABLE_REPLICA: "none is usable",
 }
 
+# What another server can do, where the primary isn't there.
+NOT_FOR_PRIMARY = FALLBACKS | {
+    Reason.PRIMARY_TAKES_READS,
+    Reason.REPLICA_LOST,
+}
+
 # What counts as a unit of work on its server, of a session's few.
 DRAWN = frozenset([Reason.PRIMARY_TAKES_READS, Reason.USABLE_REPLICA])
+
+# Seconds that a read waits at least for a replica that is behind what it must
+# see, while the primary isn't there.
+PATIENCE = 2.0
 
 # The execution option that says which schemas are meant.
 TRANSLATION = "schema_translate_map"
@@ -325,6 +335,7 @@ class MixinSession(SessionBase):
                 **self._known_freshness(usable, reader, call),
                 last=freshness.stays_on(reader),
                 stays=registry.has_snapshots or self._has_fallen_back(),
+                compares=freshness.compares and not registry.has_snapshots,
                 wrote_lately=freshness.must_ask_primary(reader),
                 has_primary=not topology.read_only,
                 falls_back=registry.fallback.to_primary,
@@ -474,21 +485,19 @@ class MixinSession(SessionBase):
         :exception: Behind, where the primary must be asked and isn't there
         """
         freshness = self.anyblok.freshness
-        unit = self._current()
+        unit, left = self._current(), self.placement().lost
+        usable = [x for x in self.anyblok.usable_readers() if x not in left]
         if unit is not None and unit.has_floor:
             call.floor_at_start = unit.floor
         elif not call.has_floor:
-            call.floor_at_start = freshness.floor_at_start(reader)
+            call.floor_at_start = freshness.floor_at_start(reader, usable)
             call.has_floor = True
 
         if self.placement().on_primary and self._keeps_reader():
             reader.note_read(Seen(PRIMARY, None, monotonic()))
 
-        left = self.placement().lost
         freshness.cover(
-            reader,
-            [x for x in reader.knows.seen if x.server != name],
-            [x for x in self.anyblok.usable_readers() if x not in left],
+            reader, [x for x in reader.knows.seen if x.server != name], usable
         )
         floor = freshest(call.floor_at_start, reader.knows.floor)
         for _, wish in self._wishes:
@@ -522,6 +531,10 @@ class MixinSession(SessionBase):
         """
         freshness = self.anyblok.freshness
         wait = freshness.options.wait
+        if PRIMARY in self.anyblok.monitor.snapshot.down:
+            # It is this or an error.
+            wait = max(wait, PATIENCE)
+
         if not wait or call.until is not None or call.floor is None:
             return False
 
@@ -569,7 +582,7 @@ class MixinSession(SessionBase):
 
         unit.served = True
         freshness = self.anyblok.freshness
-        if not (freshness.keeps_sessions and freshness.has_positions):
+        if not freshness.compares:
             return
 
         reader: Reader = self.anyblok.reader()
@@ -935,8 +948,11 @@ class MixinSession(SessionBase):
         :param error: of the server, or of the way to it
         """
         name = call.server
-        if name is None or call.decision is None or not call.from_replica:
+        if name is None or call.decision is None:
             return False
+
+        if not call.from_replica:
+            return self._may_leave_primary(call.decision, error)
 
         if name not in self._connections_of_replicas():
             # It refused the connection: nothing has been sent.
@@ -954,6 +970,21 @@ class MixinSession(SessionBase):
             return self._leave_lost(name)
 
         return self._refused(name, call.clause, error)
+
+    def _may_leave_primary(self, decision: Decision, error: DBAPIError) -> bool:
+        """Return True where the primary refused to connect, for a mere read"""
+        unit = self._current()
+        if decision.server_name != PRIMARY or (
+            unit is not None and unit.primary is not None
+        ):
+            return False
+
+        if decision.reason not in NOT_FOR_PRIMARY:
+            return False
+
+        self.anyblok.monitor.report_down(PRIMARY, summary_of(error))
+        self._place(Placement.without_primary)
+        return True
 
     def _connections_of_replicas(self) -> Mapping[str, Connection]:
         """Return the replicas' connections of this unit of work"""

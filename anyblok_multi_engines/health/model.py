@@ -59,12 +59,15 @@ class Limits:
     :param max_lag_bytes: of WAL; None: any number
     :param interval: seconds between two questions to a server
     :param max_backoff: seconds between two to one that is down, at most
+    :param connect_timeout: seconds that a connection, or an answer to the
+        monitor, may take
     """
 
     max_lag: float | None = None
     max_lag_bytes: int | None = None
     interval: float = 1.0
     max_backoff: float = 30.0
+    connect_timeout: float = 2.0
 
 
 @dataclass(frozen=True)

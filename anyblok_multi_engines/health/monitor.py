@@ -80,7 +80,6 @@ class Monitor:
     :param probes: of the servers
     :param limits: of the replicas
     :param positions: where the answers' positions are noted
-    :param timeout: seconds that a server may take to answer
     :param on_hung: called with the name of a server that took longer
     :param on_moved: called where the primary's URL leads to another server
         than before, or has to
@@ -92,7 +91,6 @@ class Monitor:
         probes: Mapping[Server, Probe],
         limits: Limits,
         positions: Positions,
-        timeout: float = 2.0,
         on_hung: Callable[[str], None] | None = None,
         on_moved: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -101,7 +99,7 @@ class Monitor:
         self._probes = {server.name: probe for server, probe in probes.items()}
         self._limits = limits
         self._positions = positions
-        self._timeout = timeout
+        self._timeout = limits.connect_timeout
         self._on_hung = on_hung or _do_nothing
         self._on_moved = on_moved or _do_nothing
         self._clock = clock
@@ -193,9 +191,7 @@ class Monitor:
             lambda known: (
                 known
                 if known.status is Status.DOWN
-                else judge_failure(
-                    known, reason, self._limits_of(name), self._random(), now
-                )
+                else self._failed(name, known, reason, now)
             ),
         )
 
@@ -239,10 +235,7 @@ class Monitor:
 
         now = self._clock()
         self._publish(
-            name,
-            lambda known: judge_failure(
-                known, failure, self._limits_of(name), self._random(), now
-            ),
+            name, lambda known: self._failed(name, known, failure, now)
         )
         if asking.failure is None:
             self._on_hung(name)
@@ -260,13 +253,16 @@ class Monitor:
             self._positions.is_left(now)
         )
 
-    def _limits_of(self, name: str) -> Limits:
-        """Return what is asked of a server: a primary is always waited for"""
+    def _failed(
+        self, name: str, known: ServerHealth, reason: str, now: float
+    ) -> ServerHealth:
+        """Return what it means that a server doesn't answer"""
         limits = self._limits
-        if self._is_replica(name):
-            return limits
+        if not self._is_replica(name):
+            # Nobody serves in its place: it is missed each moment.
+            limits = replace(limits, max_backoff=limits.interval)
 
-        return replace(limits, max_backoff=limits.interval)
+        return judge_failure(known, reason, limits, self._random(), now)
 
     def _pause(self) -> float:
         """Return the seconds until the next question, less a random part"""

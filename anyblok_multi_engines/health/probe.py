@@ -28,7 +28,7 @@ from ..topology import Role, Server
 from .model import Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ALIVE = "SELECT 1"
 IS_REPLICA = "SELECT pg_catalog.pg_is_in_recovery()"
@@ -72,6 +72,13 @@ _REPLAYED = """
        (SELECT system_identifier FROM pg_catalog.pg_control_system())
 """
 REPLICA_POSITION = f"SELECT {_REPLAYED}"
+
+# What a restarted replica had before, it hasn't received since.
+RECEIVED_POSITION = REPLICA_POSITION.replace(
+    "pg_catalog.pg_last_wal_replay_lsn()",
+    "greatest(pg_catalog.pg_last_wal_receive_lsn(), "
+    "pg_catalog.pg_last_wal_replay_lsn())",
+)
 
 # And which server it is: behind one name there may be several, and behind a
 # pooler a backend whose number isn't the connection's.
@@ -134,6 +141,17 @@ def replica_position(driver: Any) -> Known | None:
     """
     asked_at = time.monotonic()
     return _replayed(asked_at, _row(driver, REPLICA_POSITION))
+
+
+def received_position(driver: Any) -> ConsistencyToken | None:
+    """Return how much a replica has received of the WAL, by one round trip
+
+    :param driver: a connection of psycopg2 or psycopg, without a transaction
+    :rtype: None for a server that isn't a replica
+    :exception: the driver's
+    """
+    known = _replayed(0.0, _row(driver, RECEIVED_POSITION))
+    return None if known is None else known.position
 
 
 def replica_identity(driver: Any) -> Identity:
@@ -215,14 +233,20 @@ class ServerProbe:
 
     :param server: which one
     :param engine: of the server
+    :param aside: gives its engine for questions of our own
     :param positions: where a replica's position is noted
     """
 
     def __init__(
-        self, server: Server, engine: Engine, positions: Positions
+        self,
+        server: Server,
+        engine: Engine,
+        aside: Callable[[str], Engine],
+        positions: Positions,
     ) -> None:
         self._server = server
         self._engine = engine
+        self._aside = aside
         self._positions = positions
         self._connection: Any = None
         self._since = 0.0
@@ -269,9 +293,9 @@ class ServerProbe:
         connection = self._connection
         if connection is None:
             self._since = time.monotonic()
-            # Not one of the engine's pool: that may be to a server that
-            # hangs, or all be in use.
-            connection = self._engine.pool.recreate().connect()
+            # Not one of a pool: that may be to a server that hangs.
+            pool = self._aside(self._server.name).pool
+            connection = pool.recreate().connect()
             with self._lock:
                 self._connection = connection
 

@@ -94,6 +94,8 @@ class Situation:
         and that this one stays on; None: any will do
     :param stays: True where a unit of work that has read on the primary stays:
         it has a snapshot there, or no replica was fresh enough
+    :param compares: True where it is known which server has what the unit of
+        work has seen
     :param wrote_lately: True where only the primary is sure to have what the
         session has written
     :param has_primary: False in read-only mode
@@ -117,6 +119,7 @@ class Situation:
     nearest: str | None = None
     last: str | None = None
     stays: bool = False
+    compares: bool = False
     wrote_lately: bool = False
     has_primary: bool = True
     falls_back: bool = True
@@ -277,6 +280,9 @@ def replica_lost(asked: Situation) -> Decision | None:
     """
     replica = asked.placement.replica
     if replica is None or replica in asked.usable or not asked.has_primary:
+        return None
+
+    if asked.compares:
         return None
 
     return _fallback(asked, Reason.REPLICA_LOST)

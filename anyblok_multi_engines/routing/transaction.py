@@ -25,6 +25,10 @@ class Placement:
     wrote: bool = False
     lost: frozenset[str] = frozenset()
 
+    def without_primary(self) -> Placement:
+        """Return the placement after the primary has refused a connection"""
+        return replace(self, on_primary=False)
+
     def with_primary(self) -> Placement:
         """Return the placement after a statement on the primary"""
         return self if self.on_primary else replace(self, on_primary=True)

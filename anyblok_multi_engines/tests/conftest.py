@@ -268,13 +268,19 @@ class Registries:
     def replicated(self, servers: Servers, **values: Any) -> Registry:
         """Return a registry of which replicas alone serve reads
 
+        It waits for them: a test that has just written reads from a replica,
+        too, however busy the machine is.
+
         :param values: more options
         """
         return self(
             servers.database,
-            db_wo_url=servers.primary_url,
-            db_ro_urls=servers.replica_urls,
-            **values,
+            **{
+                "db_wo_url": servers.primary_url,
+                "db_ro_urls": servers.replica_urls,
+                "db_ro_wait": 1.0,
+                **values,
+            },
         )
 
     def eventual(self, servers: Servers) -> Registry:

@@ -45,6 +45,7 @@ GUNICORN = [
 UVICORN = (
     "uvicorn --workers=2 --fd={fd} --timeout-worker-healthcheck=60".split()
 )
+PRELOADED = [*GUNICORN, "--preload", f"{APPS}.preloaded:site"]
 COMMANDS = {
     "wsgi": [*GUNICORN, f"{APPS}.wsgi:site"],
     "pyramid": [*GUNICORN, f"{APPS}.pyramid_app:site"],
@@ -118,7 +119,7 @@ def frozen(pid):
 
 
 @contextmanager
-def served(name, servers, log):
+def served(command, servers, log):
     """Serve an application by two workers"""
     options = {
         "db_name": servers.database,
@@ -133,7 +134,7 @@ def served(name, servers, log):
     ):
         fd = listener.fileno()
         port = listener.getsockname()[1]
-        command = [x.format(fd=fd) for x in COMMANDS[name]]
+        command = [x.format(fd=fd) for x in command]
         group = subprocess.Popen(
             [sys.executable, SERVE, str(fd), sys.executable, "-m", *command],
             env={**os.environ, "WEB_APP_OPTIONS": json.dumps(options)},
@@ -156,7 +157,7 @@ def served(name, servers, log):
 def site(request, shared_servers, tmp_path_factory):
     """Give a web server with two workers"""
     log = tmp_path_factory.mktemp("web") / f"{request.param}.log"
-    with served(request.param, shared_servers, log) as site:
+    with served(COMMANDS[request.param], shared_servers, log) as site:
         yield site
 
 
@@ -383,3 +384,28 @@ def test_what_follows_the_response_is_not_told(site):
         assert NAME not in client.post("/books/late").cookies
 
     wait_until("nobody has been warned", lambda: "commit before" in site.log)
+
+
+def test_workers_of_a_loaded_process_have_their_own_connections(
+    servers, tmp_path
+):
+    """And a monitor of their own"""
+    with (
+        served(PRELOADED, servers, tmp_path / "log") as site,
+        site.client() as client,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        books = [site.posted(client) for _ in range(5)]
+        answers = list(pool.map(client.get, books * 20))
+        assert {x.json()["pid"] for x in answers} == set(site.pids)
+        assert {x.json()["title"] for x in answers} == {"title=new"}
+        for pid in site.pids:
+            with site.answered_by(pid):
+                before = client.get("/monitor").json()
+                assert before["pid"] == pid
+                wait_until(
+                    "the monitor has not asked",
+                    lambda before=before: (
+                        client.get("/monitor").json() != before
+                    ),
+                )

@@ -48,7 +48,7 @@ def asks_one_replica_and_reads_from_another() -> None:
 
 def knows_its_own_writes_alone() -> None:
     """Ask nobody what others have written"""
-    Freshness.floor_at_start = lambda self, reader: reader.knows.floor
+    Freshness.floor_at_start = lambda self, reader, usable: reader.knows.floor
 
 
 #: Each with the --db-ro-consistency that it breaks

@@ -216,6 +216,12 @@ def test_replica_that_was_lost_after_it_served_leaves_the_primary():
     assert decision.server_name == "replica2"
 
 
+def test_replica_that_was_lost_is_followed_by_one_that_can_be_compared():
+    lost = ON_REPLICA1.with_lost("replica1", served=True)
+    decision = decided(usable=("replica2",), placement=lost, compares=True)
+    assert decision.server_name == "replica2"
+
+
 def test_first_write_moves_the_unit_of_work_for_good():
     moved = ON_REPLICA1.with_primary()
     assert moved.on_primary

@@ -70,9 +70,8 @@ class Probed:
         }
         self.monitor = Monitor(
             servers,
-            Limits(interval=0.01, max_backoff=0.05),
+            Limits(interval=0.01, max_backoff=0.05, connect_timeout=0.3),
             Positions(),
-            timeout=0.3,
             on_hung=self.hung.append,
             clock=lambda: self.now,
         )

@@ -32,7 +32,9 @@ def load_registry():
     registry = RegistryManager.get(options["db_name"])
     registry.commit()
     registry.Session.remove()
-    print(os.getpid(), "is ready", flush=True)
+    if "--preload" not in argv:
+        print(os.getpid(), "is ready", flush=True)
+
     return registry
 
 
