@@ -23,6 +23,7 @@ from inspect import (
 from logging import getLogger
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import ref
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
@@ -51,6 +52,7 @@ from .reader import Reader, Seen
 from .routing.decision import (
     PRIMARY,
     UNITTEST,
+    WANT_OF_REPLICA,
     Decision,
     Reason,
     Situation,
@@ -86,13 +88,18 @@ FAILS_HERE = frozenset(
 # For want of a replica that is fresh enough.
 FALLBACKS = frozenset([Reason.NO_FRESH_REPLICA, Reason.REPLICA_BEHIND])
 
+# For a person.
+WHY_NO_REPLICA = {
+    Reason.REPLICA_LOST: "the one that this unit of work has read from is lost",
+    Reason.REPLICA_BEHIND: "the one that this unit of work has read from is "
+    "behind what it must see now",
+    Reason.NO_FRESH_REPLICA: "none is known to have what this session must see",
+    Reason.NO_USABLE_REPLICA: "none is usable",
+}
+
 # What another server can do, where the primary isn't there: at once, or when
 # one is back.
-NOT_FOR_PRIMARY = FALLBACKS | {
-    Reason.NO_USABLE_REPLICA,
-    Reason.PRIMARY_TAKES_READS,
-    Reason.REPLICA_LOST,
-}
+NOT_FOR_PRIMARY = WANT_OF_REPLICA | {Reason.PRIMARY_TAKES_READS}
 
 # What counts as a unit of work on its server, of a session's few.
 DRAWN = frozenset([Reason.PRIMARY_TAKES_READS, Reason.USABLE_REPLICA])
@@ -197,6 +204,10 @@ class Block(ContextDecorator):
         self._begun.blocks.pop().__exit__(*error)
 
 
+# In the info of the primary's connection: a weak reference to the unit of work
+# that has it, or had it.
+UNIT = "anyblok_multi_engines.unit"
+
 # Before the first, and after each.
 NO_UNIT = UnitOfWork(None)
 
@@ -260,7 +271,9 @@ class MixinSession(SessionBase):
         :exception: NoPrimaryError, for a write in read-only mode;
             ReplicaWriteError, for a write where the caller wants replicas;
             UnknownServerError, for a name that isn't configured;
-            NoReplicaError, in read-only mode where no replica is fresh enough
+            NoReplicaError, in read-only mode where no replica is fresh enough,
+            under --db-ro-fallback error where the primary would have to serve,
+            and where too many units of work have it serve already
         """
         registry = self.anyblok
         call: Call = kwargs.pop(provenance.CALL, NO_CALL)
@@ -284,7 +297,7 @@ class MixinSession(SessionBase):
         decision = self._decided(clause, call)
         logger.debug("%s", decision)
         if decision.server_name is None:
-            raise _error_of(decision)
+            raise self._error_of(decision)
 
         if decision.server_name == UNITTEST:
             return registry.unittest_bind  # type: ignore[no-any-return]
@@ -325,6 +338,7 @@ class MixinSession(SessionBase):
                 compares=freshness.compares and not registry.has_snapshots,
                 wrote_lately=freshness.must_ask_primary(reader),
                 has_primary=not topology.read_only,
+                falls_back=registry.fallback.to_primary,
                 has_replicas=bool(topology.replicas),
                 loading=registry.is_loading,
                 unittest=registry.unittest_transaction is not None,
@@ -736,6 +750,28 @@ class MixinSession(SessionBase):
 
         return wanted
 
+    def _error_of(self, decision: Decision) -> Exception:
+        """Return the error of a decision without a server"""
+        because = decision.because or "The statement"
+        if decision.reason is Reason.WRITE_ON_REPLICAS:
+            return _replica_write_error(because)
+
+        if decision.reason not in WANT_OF_REPLICA:
+            return read_only_mode(because)
+
+        if self.anyblok.topology.read_only:
+            return NoReplicaError(
+                "Read-only mode, and no replica of --db-ro-urls has reached "
+                "the position that is asked for: try again, or set --db-ro-wait"
+            )
+
+        return NoReplicaError(
+            f"{self._missing_replica()}: {WHY_NO_REPLICA[decision.reason]}, "
+            "and the primary serves no read for it (--db-ro-fallback error). "
+            "Roll back and try again, set --db-ro-wait, or read under "
+            "registry.use_primary()"
+        )
+
     def _note_given(self, call: Call, clause: Any, bound: Any) -> None:
         """Note where a statement goes whose caller has given the bind"""
         if call is not NO_CALL:
@@ -743,8 +779,50 @@ class MixinSession(SessionBase):
             call.server = self.anyblok.server_name_of(bound.engine)
             call.from_replica = call.server not in (None, PRIMARY)
 
+    def _take_slot(self) -> None:
+        """Let this unit of work read from the primary for want of a replica
+
+        :exception: NoReplicaError, where too many do
+        """
+        slots = self.anyblok.slots
+        if slots is None:
+            return
+
+        unit = self._current()
+        if unit is None:
+            # Before it connects, which would be a connection too many.
+            self._autobegin_t()
+            unit = self._unit = UnitOfWork(self.get_transaction())
+
+        if unit.slot is None:
+            unit.slot = slots.take()
+
+        if unit.slot is None:
+            raise NoReplicaError(
+                f"{self._missing_replica()}; {slots.limit} units of work read "
+                "from the primary for it, no more may "
+                "(--db-ro-fallback-limit), and none has ended within "
+                f"{slots.wait:g} s: try again"
+            )
+
+    def _missing_replica(self) -> str:
+        """Return why no replica serves, for a person"""
+        registry = self.anyblok
+        health = registry.health()
+        unusable = [
+            f"{server}: {health.of(server.name).reason}"
+            for server in registry.topology.replicas
+            if server.name in health.unusable
+        ]
+        return "No replica will do" + (
+            f" ({'; '.join(unusable)})" if unusable else ""
+        )
+
     def _note_decided(self, call: Call, decision: Decision) -> None:
         """Note where a statement goes that is about to be executed"""
+        if decision.reason in WANT_OF_REPLICA:
+            self._take_slot()
+
         call.decision = decision
         call.server = decision.server_name
         call.from_replica = call.server != PRIMARY
@@ -1024,10 +1102,32 @@ def _watch_flushes(session: MixinSession, unit: UnitOfWork) -> None:
     if connection is None or not session.anyblok.topology.replicas:
         return
 
+    connection.info[UNIT] = ref(unit)
+
     @event.listens_for(connection, "before_cursor_execute")
     def note_statement(*_: Any) -> None:
         if session._flushing and not unit.placement.wrote:
             unit.placement = unit.placement.with_write()
+
+
+def note_unknown_commit(connection: Connection) -> bool:
+    """Note that the answer to a COMMIT on the primary is lost
+
+    :param connection: that has sent it
+    :rtype: False where its unit of work has only read: nothing is unknown
+    """
+    found: Callable[[], UnitOfWork | None] = connection.info.get(UNIT, _no_unit)
+    unit = found()
+    if unit is None or unit.primary is not connection:
+        # Of no session that is watched.
+        return True
+
+    unit.is_unknown = unit.placement.wrote
+    return unit.is_unknown
+
+
+def _no_unit() -> None:
+    return None
 
 
 def _end_replica_side(session: MixinSession) -> None:
@@ -1039,7 +1139,6 @@ def _end_replica_side(session: MixinSession) -> None:
     if unit is None or session.in_nested_transaction():
         return
 
-    unit.is_committing = True
     if not unit.placement.on_primary:
         return
 
@@ -1081,14 +1180,7 @@ def _after_rollback(session: MixinSession) -> None:
     if unit is None or not session._keeps_reader():
         return
 
-    primary = unit.primary
-    if (
-        unit.is_committing
-        and unit.placement.wrote
-        and primary is not None
-        and primary.invalidated
-    ):
-        # The answer to its COMMIT was lost.
+    if unit.is_unknown:
         session.anyblok.reader().note_unknown_write(None)
     else:
         _note_fallback(session, unit)
@@ -1117,6 +1209,9 @@ def _note_end(session: MixinSession, transaction: SessionTransaction) -> None:
         return
 
     session._unit = NO_UNIT
+    if unit.slot is not None:
+        unit.slot.give_back()
+
     if not session._keeps_reader():
         return
 
@@ -1172,21 +1267,6 @@ def statement_of(statement: Any) -> Any:
         statement = statement.statement
 
     return getattr(statement, "sql_statement", statement)
-
-
-def _error_of(decision: Decision) -> Exception:
-    """Return the error of a decision without a server"""
-    because = decision.because or "The statement"
-    if decision.reason is Reason.NO_FRESH_REPLICA:
-        return NoReplicaError(
-            "Read-only mode, and no replica of --db-ro-urls has reached the "
-            "position that is asked for: try again, or set --db-ro-wait"
-        )
-
-    if decision.reason is Reason.WRITE_ON_REPLICAS:
-        return _replica_write_error(because)
-
-    return read_only_mode(because)
 
 
 def _replica_write_error(what: str) -> ReplicaWriteError:
