@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from anyblok.config import Configuration
@@ -22,6 +23,7 @@ from .consistency import Consistency, FreshnessOptions
 from .errors import NoPrimaryError, OptionError
 from .fallback import Fallback
 from .health.model import Limits
+from .routing.balancing import Policy
 from .topology import Role, Server, Topology, places_of
 
 # A separator counts only before the scheme of the next URL: so a comma in a
@@ -40,6 +42,9 @@ CONSISTENCIES = tuple(level.value for level in Consistency)
 
 # Of --db-ro-fallback, the default first.
 FALLBACKS = ("primary", "error")
+
+# Of --db-ro-policy.
+POLICIES = tuple(policy.value for policy in Policy)
 
 # A name of PostgreSQL, with its schema or without; quoted where it has
 # capitals or signs.
@@ -172,6 +177,23 @@ def update_database(group: Any) -> None:
         "same time because no replica can serve them. Default: any number.",
     )
     group.add_argument(
+        "--db-ro-policy",
+        choices=POLICIES,
+        default=Policy.RANDOM.value,
+        help="How a server is chosen for a unit of work: by chance (random), "
+        "in turn (round-robin), or the less busy of two that are drawn "
+        "(least-busy). Default: random.",
+    )
+    group.add_argument(
+        "--db-ro-weights",
+        nargs="+",
+        action="extend",
+        help="Number(s), one per URL of --db-ro-urls: of the reads, a replica "
+        "takes its part of their sum. One more, at the end, is that of the "
+        "primary of --db-url. 0: only where nobody else is there. Default: 1 "
+        "each.",
+    )
+    group.add_argument(
         "--db-ro-sticky",
         default=FreshnessOptions.sticky,
         help="Seconds that a session which has written reads from the "
@@ -213,14 +235,21 @@ def topology(db_name: str | None = None) -> Topology:
     :exception: OptionError
     """
     primary = _primary(db_name)
+    texts = replica_urls()
+    takes_reads = primary is not None and primary.takes_reads
+    weights = _weights(len(texts), takes_reads)
+    if primary is not None and takes_reads:
+        primary = replace(primary, weight=weights[-1])
+
     replicas = tuple(
         Server(
             name=f"replica{number}",
             role=Role.REPLICA,
             url=_url(f"--db-ro-urls, URL number {number}", text, db_name),
             option="--db-ro-urls",
+            weight=weights[number - 1],
         )
-        for number, text in enumerate(replica_urls(), start=1)
+        for number, text in enumerate(texts, start=1)
     )
     if primary is None and not replicas:
         raise OptionError(
@@ -270,14 +299,7 @@ def functions(option: str) -> frozenset[str]:
     :rtype: ``name`` or ``schema.name``, without quotes
     :exception: OptionError
     """
-    value: Any = Configuration.get(option.strip("-").replace("-", "_"), None)
-    texts = [value] if isinstance(value, str) else value or ()
-    names = [
-        name.removesuffix("()")
-        for text in texts
-        for name in re.split(r"[,\s]+", text)
-        if name
-    ]
+    names = [text.removesuffix("()") for text in _pieces(option)]
     for name in names:
         if not FUNCTION.fullmatch(name):
             raise OptionError(
@@ -301,6 +323,20 @@ def write_guard() -> bool:
         )
 
     return value == WRITE_GUARDS[0]
+
+
+def policy() -> Policy:
+    """Return how a server is chosen
+
+    :exception: OptionError
+    """
+    value = _option("db_ro_policy") or Policy.RANDOM
+    if value not in POLICIES:
+        raise OptionError(
+            f"--db-ro-policy: {value!r}; write one of " + ", ".join(POLICIES)
+        )
+
+    return Policy(value)
 
 
 def freshness() -> FreshnessOptions:
@@ -435,6 +471,65 @@ def complete_options(unittest: bool = False) -> None:
             )
     elif _option("db_wo_url"):
         Configuration.set("db_url", CompletedUrl(_option("db_wo_url")))
+
+
+def _pieces(option: str) -> list[str]:
+    """Return what an option lists, however it was written
+
+    A list, or a text that AnyBlok has cut at its separators or not.
+    """
+    value: Any = Configuration.get(option.strip("-").replace("-", "_"), None)
+    if value is None:
+        return []
+
+    texts = [value] if isinstance(value, str | float | int) else value
+    return [
+        piece
+        for text in texts
+        for piece in re.split(r"[,\s]+", str(text))
+        if piece
+    ]
+
+
+def _weights(replicas: int, primary_takes_reads: bool) -> list[float]:
+    """Return the weights of the replicas, and then the primary's
+
+    :param replicas: how many
+    :param primary_takes_reads: True where it may have one of its own
+    :exception: OptionError
+    """
+    found = [_weight(text) for text in _pieces("--db-ro-weights")]
+    if not found:
+        return [1.0] * (replicas + 1)
+
+    if len(found) - replicas not in ((0, 1) if primary_takes_reads else (0,)):
+        more = ", and one more for the primary" if primary_takes_reads else ""
+        raise OptionError(
+            f"--db-ro-weights: {len(found)} of them, and {replicas} in "
+            f"--db-ro-urls; write one per URL{more}"
+        )
+
+    if not any(found):
+        raise OptionError(
+            "--db-ro-weights: all are 0; write more than 0 for one of them"
+        )
+
+    return [*found, 1.0][: replicas + 1]
+
+
+def _weight(text: str) -> float:
+    """Return a number, 0 or more
+
+    :exception: OptionError
+    """
+    with suppress(ValueError):
+        weight = float(text)
+        if 0 <= weight < float("inf"):
+            return weight
+
+    raise OptionError(
+        f"--db-ro-weights: {text!r}; write numbers, 0 or more, such as 9 or 0.5"
+    )
 
 
 def _folded(name: str) -> str:

@@ -27,6 +27,7 @@ from sqlalchemy import (
     event,
 )
 from sqlalchemy.exc import DBAPIError, DisconnectionError, NoSuchModuleError
+from sqlalchemy.pool import QueuePool
 
 from .errors import CommitUnknownError, NoPrimaryError, OptionError
 from .topology import Role, Server, places_of
@@ -143,6 +144,16 @@ def create(
             )
 
     return engine
+
+
+def in_use(engine: Engine) -> int:
+    """Return how many connections of an engine's pool are in use
+
+    :param engine: one of the registry's
+    :rtype: 0 for a pool that keeps no number
+    """
+    pool = engine.pool
+    return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
 
 def standby_isolation_level(level: str) -> str:

@@ -42,7 +42,7 @@ from .health.model import Snapshot
 from .health.monitor import Monitor
 from .health.probe import ServerProbe, summary_of
 from .reader import Reader
-from .routing.balancing import Draws
+from .routing.balancing import Balancer
 from .routing.catalogue import Catalogue
 from .routing.decision import PRIMARY, UNITTEST, Decision
 from .routing.intent import Intent, Wish
@@ -135,6 +135,7 @@ class MultiEngines(RegistryBase):
     fallback: Fallback
     freshness: Freshness
     additional_setting: dict[str, Any] = {}  # noqa: RUF012
+    balancer: Balancer
     bind: Any = None
     #: ``ro``: the engines that take reads, ``wo``: the primary's or None
     engines: dict[str, Any] = {"ro": [], "wo": None}  # noqa: RUF012
@@ -163,7 +164,6 @@ class MultiEngines(RegistryBase):
 
     def __init__(self, db_name: str | None, *args: Any, **kwargs: Any) -> None:
         self._scope = LoadingScope()
-        self.draw = Draws(random())
         #: True in a registry that anyblok_createdb or anyblok_updatedb made
         self.is_maintained = _running_command() in MAINTENANCE_COMMANDS
         super().__init__(db_name, *args, **kwargs)
@@ -209,6 +209,8 @@ class MultiEngines(RegistryBase):
         self.fallback = config.fallback()
         self._check_fallback()
         self.monitor = self._new_monitor()
+        self._policy = config.policy()
+        self.balancer = self._new_balancer()
         _registries.add(self)
         self.rw_engine = self.engines["wo"]
         if known.read_only:
@@ -323,6 +325,14 @@ class MultiEngines(RegistryBase):
             if PRIMARY in known:
                 engines.throw_away(known[PRIMARY])
 
+    def _new_balancer(self) -> Balancer:
+        return Balancer(
+            self._policy,
+            lambda: self.monitor.snapshot.shares,
+            lambda name: engines.in_use(self._engines[name]),
+            random(),
+        )
+
     def start_anew(self) -> None:
         """Leave the connections and the threads to the parent of this process
 
@@ -338,6 +348,8 @@ class MultiEngines(RegistryBase):
         self.monitor = self._new_monitor()
         self.monitor.snapshot = before.snapshot
         self._check_fallback()
+        # The processes of one parent don't all begin with the same server.
+        self.balancer = self._new_balancer()
         if was_running:
             self.monitor.start()
 
@@ -407,7 +419,8 @@ class MultiEngines(RegistryBase):
         :exception: NoReplicaError, NoPrimaryError, both RegistryException
         """
         if ro and self._readers:
-            return self._engines[choice(self.usable_readers() or self._readers)]
+            names = self.usable_readers() or self._readers
+            return self._engines[self.balancer.choose(names)]
 
         if ro:
             raise NoReplicaError(

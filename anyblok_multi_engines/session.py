@@ -347,7 +347,12 @@ class MixinSession(SessionBase):
                 intent=self.intent,
                 pinned=self._is_pinned(),
                 placement=placement,
-                draw=registry.draw,
+                # A mere question takes nobody's turn.
+                choose=(
+                    registry.balancer.peek
+                    if call is NO_CALL
+                    else registry.balancer.choose
+                ),
             )
         )
 

@@ -30,6 +30,7 @@ class Server:
     :param url: where it is; not in the repr, its query may hold a password
     :param option: the option that named it, for messages
     :param takes_reads: False for a primary that is given as ``db_wo_url``
+    :param weight: of its share of the reads; 0: only where nobody else is there
     """
 
     name: str
@@ -37,6 +38,7 @@ class Server:
     url: URL = field(repr=False)
     option: str
     takes_reads: bool = True
+    weight: float = 1.0
 
     def __str__(self) -> str:
         """Return the name and the place, never a user nor a password"""

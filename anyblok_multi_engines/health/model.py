@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ..consistency import ConsistencyToken
 from ..positions import Lag
@@ -24,6 +25,19 @@ HYSTERESIS = 0.8
 # Of the primary's URL.
 NO_PRIMARY = "it is a standby, and the option names a primary"
 
+# A server that comes back has half its share until it has answered as many
+# questions more: its caches are cold, and it may go again.
+PROVING = 5
+
+# How much the last answer counts in the latency, which begins at 0: one that
+# is slow for once, or as the first, isn't a slow server.
+SMOOTHING = 0.25
+
+# A server is slow, and has less than its share, from this many seconds on and
+# from this many times the latency of the fastest. Less is noise, or the way.
+SLOW = 0.025
+SLOWER = 3.0
+
 
 class Status(StrEnum):
     """What is known of one server"""
@@ -33,6 +47,17 @@ class Status(StrEnum):
     LAGGING = "lagging"  #: further behind than the options allow
     WRONG = "wrong"  #: not the server that its option says
     DOWN = "down"
+
+
+class PoolUse(NamedTuple):
+    """How many connections of a server's pool are in use
+
+    :param in_use: by units of work and others
+    :param size: that the pool keeps; there may be more in use
+    """
+
+    in_use: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -81,6 +106,9 @@ class ServerHealth:
     :param lag: of a replica; None: unknown
     :param failures: one after the other, since its last answer
     :param ask_at: the next question, in seconds of ``time.monotonic()``
+    :param latency: of its answers, smoothed, in seconds
+    :param proving: good answers until it has its full share again
+    :param pool: of its engine, when it was asked last; None: it has none
     """
 
     status: Status
@@ -90,6 +118,17 @@ class ServerHealth:
     lag: Lag | None = None
     failures: int = 0
     ask_at: float = 0.0
+    latency: float = 0.0
+    proving: int = 0
+    pool: PoolUse | None = None
+
+    def part(self, limit: float) -> float:
+        """Return which part of its weight counts
+
+        :param limit: seconds of latency from which on a server is slow
+        """
+        part = 0.5 if self.proving else 1.0
+        return part * limit / max(self.latency, limit)
 
 
 NOTHING_KNOWN = ServerHealth(Status.UNKNOWN, "nobody has asked yet", 0.0)
@@ -100,9 +139,13 @@ class Snapshot:
     """What is known of every server at one moment
 
     :param servers: by name
+    :param weights: as the options say, by name of the server
     """
 
     servers: Mapping[str, ServerHealth] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    weights: Mapping[str, float] = field(
         default_factory=lambda: MappingProxyType({})
     )
 
@@ -115,6 +158,24 @@ class Snapshot:
     def unusable(self) -> frozenset[str]:
         """Return the names of the servers that can't serve reads"""
         return self._names(Status.DOWN, Status.LAGGING, Status.WRONG)
+
+    @cached_property
+    def shares(self) -> Mapping[str, float]:
+        """Return what counts of each weight now, by name of the server
+
+        Half of it where a server has just come back, and the less the slower
+        it is. Of the reads, a server has its part of the sum of the usable
+        ones.
+        """
+        ready = [x for x in self.servers.values() if x.status is Status.READY]
+        fastest = min((x.latency for x in ready), default=0.0)
+        limit = max(SLOW, SLOWER * fastest)
+        return MappingProxyType(
+            {
+                name: weight * self.of(name).part(limit)
+                for name, weight in self.weights.items()
+            }
+        )
 
     def of(self, name: str) -> ServerHealth:
         """Return what is known of a server
@@ -129,7 +190,8 @@ class Snapshot:
         :param name: of the server
         :param health: the new one
         """
-        return Snapshot(MappingProxyType({**self.servers, name: health}))
+        servers = MappingProxyType({**self.servers, name: health})
+        return Snapshot(servers, self.weights)
 
     def _names(self, *statuses: Status) -> frozenset[str]:
         return frozenset(
@@ -164,6 +226,8 @@ def judge(
         observation=seen,
         lag=lag,
         ask_at=seen.asked_at + limits.interval,
+        latency=before.latency + SMOOTHING * (seen.latency - before.latency),
+        proving=_proving(before, status),
     )
 
 
@@ -236,6 +300,17 @@ def _verdict(
         return Status.LAGGING, excess
 
     return Status.READY, "answers"
+
+
+def _proving(before: ServerHealth, status: Status) -> int:
+    """Return how many good answers a server owes for its full share"""
+    if status is not Status.READY or before.status is Status.UNKNOWN:
+        return 0
+
+    if before.status is not Status.READY:
+        return PROVING
+
+    return max(before.proving - 1, 0)
 
 
 def _excess(lag: Lag | None, limits: Limits, was_lagging: bool) -> str | None:

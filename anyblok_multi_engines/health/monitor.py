@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from logging import getLogger
 from random import Random
+from types import MappingProxyType
 from typing import Protocol
 
 from ..positions import Positions
@@ -20,6 +21,7 @@ from ..topology import Role, Server
 from .model import (
     Limits,
     Observation,
+    PoolUse,
     ServerHealth,
     Snapshot,
     Status,
@@ -43,6 +45,9 @@ class Probe(Protocol):
 
     def cut_off(self) -> None:
         """End a question that takes too long; any thread may call it"""
+
+    def pool_use(self) -> PoolUse | None:
+        """Return the use of its engine's pool, without a question"""
 
     def close(self) -> None:
         """Close the connection"""
@@ -111,7 +116,11 @@ class Monitor:
         self._thread: threading.Thread | None = None
         # Questions that have no answer yet, of servers that hang.
         self._asking: dict[str, Asking] = {}
-        self.snapshot = Snapshot()
+        self.snapshot = Snapshot(
+            weights=MappingProxyType(
+                {server.name: server.weight for server in probes}
+            )
+        )
 
     @property
     def is_running(self) -> bool:
@@ -282,6 +291,7 @@ class Monitor:
             before = self.snapshot.of(name)
             after = change(before)
             if after is not before:
+                after = replace(after, pool=self._probes[name].pool_use())
                 self.snapshot = self.snapshot.with_server(name, after)
 
         if before.status is not after.status:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
 
 from ..consistency import (
     ConsistencyToken,
@@ -25,7 +26,7 @@ from ..consistency import (
 from ..engines import shut_down, sqlstate_of
 from ..positions import Known, Link, Positions
 from ..topology import Role, Server
-from .model import Observation
+from .model import Observation, PoolUse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -272,6 +273,14 @@ class ServerProbe:
         connection = self._connection
         if connection is not None:
             shut_down(connection.dbapi_connection)
+
+    def pool_use(self) -> PoolUse | None:
+        """Return the use of its engine's pool; None: it keeps no number"""
+        pool = self._engine.pool
+        if not isinstance(pool, QueuePool):
+            return None
+
+        return PoolUse(pool.checkedout(), pool.size())
 
     def close(self) -> None:
         """Close the connection; the next question makes another"""

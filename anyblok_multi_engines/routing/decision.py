@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
-from .balancing import at_random
 from .intent import REPLICA, Intent
 from .need import NO_STATEMENT, Kind, Need
 from .transaction import NOWHERE, Placement
@@ -109,7 +108,7 @@ class Situation:
     :param pinned: the unit of work needs a transaction that only the primary
         has
     :param placement: where the unit of work has been placed so far
-    :param draw: gives a number, 0 <= number < 1, another one for each draw
+    :param choose: gives one of several servers that would all do
     """
 
     classify: Callable[[], Need]
@@ -131,7 +130,9 @@ class Situation:
     intent: Intent | None = None
     pinned: bool = False
     placement: Placement = field(default=NOWHERE)
-    draw: Callable[[], float] = float
+    choose: Callable[[Sequence[str]], str] = field(
+        default=lambda names: names[0]
+    )
 
     @cached_property
     def need(self) -> Need:
@@ -377,7 +378,7 @@ def _drawn(asked: Situation, names: Sequence[str], reason: Reason) -> Decision:
     names = _promising(asked, names)
     name = asked.last
     if name is None or name not in names:
-        name = at_random(names, asked.draw())
+        name = asked.choose(names)
 
     if name == PRIMARY:
         return Decision(name, Reason.PRIMARY_TAKES_READS)

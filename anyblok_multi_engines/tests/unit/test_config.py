@@ -6,6 +6,8 @@
 """The options, without a server."""
 
 import traceback
+from argparse import ArgumentParser
+from contextlib import contextmanager
 
 import pytest
 from anyblok.config import Configuration, ConfigurationException, get_db_name
@@ -16,6 +18,7 @@ from sqlalchemy.engine import make_url
 from anyblok_multi_engines import config
 from anyblok_multi_engines.config import complete_options, get_url, topology
 from anyblok_multi_engines.errors import NoPrimaryError, OptionError
+from anyblok_multi_engines.routing.balancing import Policy
 
 PRIMARY = "postgresql://one:s3cr3t@p:5432/db"
 REPLICA1 = "postgresql://two:s3cr3t@r1:5432/db"
@@ -161,6 +164,110 @@ class TestReplicaUrls:
     def test_may_be_none(self, options, nothing):
         options(db_ro_urls=nothing)
         assert config.replica_urls() == []
+
+
+class TestWeights:
+    @pytest.mark.parametrize(
+        "written",
+        [
+            [9, 0.5],
+            ["9", "0.5"],
+            ["9,0.5"],
+            ["", "9", "0.5"],
+            "9 0.5",
+            "9,0.5",
+            "9, 0.5",
+            "\n9\n0.5\n",
+        ],
+    )
+    def test_are_separated(self, options, written):
+        options(db_wo_url=PRIMARY, db_ro_urls=[REPLICA1, REPLICA2])
+        # As a configuration file read without the options' definitions does.
+        with self.undefined("db_ro_weights", written):
+            assert [x.weight for x in topology().readers] == [9.0, 0.5]
+
+    @staticmethod
+    @contextmanager
+    def undefined(name, value):
+        before = Configuration.configuration.pop(name)
+        Configuration.add_argument(name, value, type=None)
+        yield
+        Configuration.configuration[name] = before
+
+    def test_of_one_replica_may_be_a_number(self, options):
+        options(db_wo_url=PRIMARY, db_ro_urls=[REPLICA1])
+        with self.undefined("db_ro_weights", 2):
+            assert [x.weight for x in topology().readers] == [2.0]
+
+    @pytest.mark.parametrize(
+        ("values", "written", "weights"),
+        [
+            ({"db_url": PRIMARY}, None, [1.0, 1.0, 1.0]),
+            ({"db_url": PRIMARY}, ["9", "2"], [1.0, 9.0, 2.0]),
+            ({"db_url": PRIMARY}, ["9", "2", "0"], [0.0, 9.0, 2.0]),
+            ({"db_wo_url": PRIMARY}, ["0", "2"], [0.0, 2.0]),
+            ({}, ["9", "2"], [9.0, 2.0]),
+            (
+                {"db_driver_name": "postgresql", "db_host": "p"},
+                ["9", "2", "3"],
+                [3.0, 9.0, 2.0],
+            ),
+        ],
+    )
+    def test_are_those_of_the_servers_that_take_reads(
+        self, options, values, written, weights
+    ):
+        options(
+            db_ro_urls=[REPLICA1, REPLICA2], db_ro_weights=written, **values
+        )
+        assert [x.weight for x in topology().readers] == weights
+
+    @pytest.mark.parametrize(
+        ("values", "written", "message"),
+        [
+            ({}, ["1"], "1 of them, and 2 in --db-ro-urls; write one per URL"),
+            ({}, ["1", "1", "1"], "3 of them, and 2"),
+            ({"db_wo_url": PRIMARY}, ["1", "1", "1"], "3 of them, and 2"),
+            ({"db_url": PRIMARY}, ["1"], "and one more for the primary"),
+            ({"db_url": PRIMARY}, ["1"] * 4, "4 of them, and 2"),
+            ({}, ["0", "0.0"], "all are 0"),
+            ({"db_url": PRIMARY}, ["0", "0"], "all are 0"),
+            ({}, ["-1", "1"], "'-1'; write numbers, 0 or more"),
+            ({}, ["x", "1"], "'x'; write numbers"),
+            ({}, ["nan", "1"], "'nan'; write numbers"),
+            ({}, ["inf", "1"], "'inf'; write numbers"),
+        ],
+    )
+    def test_others_are_errors(self, options, values, written, message):
+        options(
+            db_ro_urls=[REPLICA1, REPLICA2], db_ro_weights=written, **values
+        )
+        with pytest.raises(OptionError, match="--db-ro-weights") as caught:
+            topology()
+
+        assert message in str(caught.value)
+
+    def test_are_read_from_the_command_line(self):
+        parser = ArgumentParser()
+        config.update_database(parser)
+        found = parser.parse_args(["--db-ro-weights", "-1", "0.5"])
+        assert found.db_ro_weights == ["-1", "0.5"]
+
+
+class TestPolicy:
+    def test_is_random_by_default(self, options):
+        options()
+        assert config.policy() is Policy.RANDOM
+
+    @pytest.mark.parametrize("policy", Policy)
+    def test_is_a_word(self, options, policy):
+        options(db_ro_policy=policy.value)
+        assert config.policy() is policy
+
+    def test_of_another_word_is_an_error(self, options):
+        options(db_ro_policy="fastest")
+        with pytest.raises(OptionError, match="--db-ro-policy: 'fastest'"):
+            config.policy()
 
 
 BAD = [

@@ -7,7 +7,6 @@
 
 import pytest
 
-from anyblok_multi_engines.routing.balancing import at_random
 from anyblok_multi_engines.routing.decision import (
     RULES,
     Decision,
@@ -29,7 +28,10 @@ BOTH = ("replica1", "replica2")
 def decided(need=READ, usable=BOTH, draw=0.0, **facts):
     return decide(
         Situation(
-            classify=lambda: need, usable=usable, draw=lambda: draw, **facts
+            classify=lambda: need,
+            usable=usable,
+            choose=lambda names: names[int(draw * len(names))],
+            **facts,
         )
     )
 
@@ -259,14 +261,6 @@ class TestReadOnlyMode:
     )
     def test_what_may_read_goes_to_a_replica(self, facts):
         assert decided(has_primary=False, **facts).server_name == "replica1"
-
-
-def test_at_random_gives_each_the_same_share():
-    names = ["a", "b", "c"]
-    drawn = [at_random(names, number / 300) for number in range(300)]
-    assert {name: drawn.count(name) for name in names} == dict.fromkeys(
-        names, 100
-    )
 
 
 def test_decision_shows_why():

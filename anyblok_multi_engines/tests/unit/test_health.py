@@ -10,9 +10,11 @@ import pytest
 from anyblok_multi_engines.consistency import ConsistencyToken
 from anyblok_multi_engines.health.model import (
     NOTHING_KNOWN,
+    PROVING,
     Limits,
     Observation,
     ServerHealth,
+    Snapshot,
     Status,
     judge,
     judge_failure,
@@ -30,7 +32,12 @@ def position(lsn, timeline=1, system_id=7):
 
 
 def judged(before=READY, role=Role.REPLICA, is_replica=True, **facts):
-    seen = Observation(10.0, 0.001, is_replica, facts.get("at", position(100)))
+    seen = Observation(
+        10.0,
+        facts.get("latency", 0.001),
+        is_replica,
+        facts.get("at", position(100)),
+    )
     return judge(
         before,
         role,
@@ -121,6 +128,93 @@ def test_questions_to_a_dead_server_wait_longer_and_longer():
 
 def test_answer_ends_the_waiting():
     assert judged(DOWN).failures == 0
+
+
+class TestShares:
+    """What counts of the servers' weights"""
+
+    @staticmethod
+    def shares(**servers):
+        return Snapshot(servers, {"a": 1.0, "b": 3.0}).shares
+
+    @staticmethod
+    def slow(latency, **facts):
+        return ServerHealth(Status.READY, "", 1.0, latency=latency, **facts)
+
+    def test_are_the_weights(self):
+        assert self.shares() == {"a": 1.0, "b": 3.0}
+        assert self.shares(a=READY, b=READY) == {"a": 1.0, "b": 3.0}
+
+    def test_are_still_there_in_the_next_snapshot(self):
+        next_one = Snapshot({}, {"a": 2.0}).with_server("a", READY)
+        assert next_one.shares == {"a": 2.0}
+
+    def test_are_the_weights_at_the_first_answer(self):
+        assert judged(NOTHING_KNOWN).proving == 0
+
+    @pytest.mark.parametrize(
+        "away", [Status.DOWN, Status.LAGGING, Status.WRONG]
+    )
+    def test_are_half_for_who_comes_back(self, away):
+        health, parts = ServerHealth(away, "", 1.0), []
+        for _ in range(PROVING + 2):
+            health = judged(health)
+            parts.append(self.shares(a=health)["a"])
+
+        assert parts == [*[0.5] * PROVING, 1.0, 1.0]
+
+    def test_are_half_again_for_who_goes_again(self):
+        health = judged(judged(DOWN))
+        health = judge_failure(health, "gone", Limits(), 0.0, 100.0)
+        assert judged(health).proving == PROVING
+
+    def test_are_less_for_who_is_slow(self):
+        for latency, part in ((0.025, 1.0), (0.05, 0.5), (0.25, 0.1)):
+            servers = {"a": self.slow(latency), "b": self.slow(0.001)}
+            assert self.shares(**servers) == {
+                "a": pytest.approx(part),
+                "b": 3.0,
+            }
+
+    def test_are_less_and_half_for_who_is_slow_and_comes_back(self):
+        servers = {"a": self.slow(0.05, proving=1), "b": READY}
+        assert self.shares(**servers)["a"] == pytest.approx(0.25)
+
+    def test_do_not_mind_what_is_fast_enough(self):
+        """However many times slower than the fastest"""
+        servers = {"a": self.slow(0.02), "b": self.slow(0.0001)}
+        assert self.shares(**servers) == {"a": 1.0, "b": 3.0}
+
+    def test_do_not_mind_a_long_way_to_all(self):
+        servers = {"a": self.slow(0.3), "b": self.slow(0.1)}
+        assert self.shares(**servers) == {"a": 1.0, "b": 3.0}
+
+    def test_do_not_compare_with_who_is_away(self):
+        gone = ServerHealth(Status.DOWN, "gone", 1.0, latency=0.001)
+        assert self.shares(a=self.slow(0.1), b=gone)["a"] == 1.0
+
+
+class TestLatency:
+    def test_moves_by_a_quarter_from_0(self):
+        health, latencies = NOTHING_KNOWN, []
+        for _ in range(3):
+            health = judged(health, latency=0.064)
+            latencies.append(round(health.latency, 6))
+
+        assert latencies == [0.016, 0.028, 0.037]
+
+    def test_one_slow_answer_makes_no_slow_server(self):
+        """A process that is busy with something else, for example"""
+        servers = {
+            "a": judged(NOTHING_KNOWN, latency=0.1),
+            "b": judged(NOTHING_KNOWN),
+        }
+        assert Snapshot(servers, {"a": 1.0}).shares == {"a": 1.0}
+
+    def test_is_kept_while_a_server_is_down(self):
+        health = judged(READY, latency=0.4)
+        health = judge_failure(health, "gone", Limits(), 0.0, 100.0)
+        assert health.latency == pytest.approx(0.1)
 
 
 class TestLag:

@@ -12,7 +12,12 @@ import time
 import pytest
 from sqlalchemy.engine import make_url
 
-from anyblok_multi_engines.health.model import Limits, Observation, Status
+from anyblok_multi_engines.health.model import (
+    Limits,
+    Observation,
+    PoolUse,
+    Status,
+)
 from anyblok_multi_engines.health.monitor import Monitor
 from anyblok_multi_engines.positions import Positions
 from anyblok_multi_engines.testing import wait_until
@@ -21,7 +26,7 @@ from anyblok_multi_engines.topology import Role, Server
 
 def server(name, role=Role.REPLICA):
     url = make_url(f"postgresql://u:s3cr3t@{name}/db")
-    return Server(name, role, url, "--db-ro-urls")
+    return Server(name, role, url, "--db-ro-urls", weight=2.0)
 
 
 class Probe:
@@ -29,7 +34,7 @@ class Probe:
 
     def __init__(self, is_replica=True):
         self.is_replica = is_replica
-        self.failure = None
+        self.failure = self.pool = None
         self.asked = 0
         self.may_answer = threading.Event()
         self.may_answer.set()
@@ -45,6 +50,9 @@ class Probe:
             raise self.failure
 
         return Observation(0.0, 0.001, self.is_replica, None)
+
+    def pool_use(self):
+        return self.pool
 
     def cut_off(self):
         self.was_cut_off = True
@@ -109,6 +117,29 @@ def test_step_publishes_what_the_servers_say(probed, caplog):
     assert "s3cr3t" not in caplog.text
 
 
+def test_step_publishes_the_use_of_the_pools(probed):
+    probed.probes["replica1"].pool = PoolUse(3, 5)
+    probed.probes["replica2"].pool = PoolUse(5, 5)
+    probed.probes["replica2"].failure = OSError("connection refused")
+    probed.monitor.step()
+    pools = [probed.monitor.snapshot.of(x).pool for x in probed.probes]
+    assert pools == [None, (3, 5), (5, 5)]
+
+
+def test_weights_are_in_every_snapshot(probed):
+    expected = dict.fromkeys(probed.probes, 2.0)
+    assert probed.monitor.snapshot.shares == expected
+    probed.monitor.step()
+    assert probed.monitor.snapshot.shares == expected
+
+
+def test_server_that_comes_back_has_half_its_share(probed):
+    probed.monitor.step()
+    probed.monitor.report_down("replica1", "refused")
+    probed.monitor.step()
+    assert probed.monitor.snapshot.shares["replica1"] == 1.0
+
+
 def test_step_asks_once(probed):
     probed.monitor.step()
     assert [x.asked for x in probed.probes.values()] == [1, 1, 1]
@@ -158,10 +189,9 @@ def test_thread_asks_and_a_server_comes_back(probed, caplog):
     assert probed.monitor._thread.daemon
     wait_until("it was not asked again", lambda: probe.asked > 2)
     probe.failure = None
-    wait_until(
-        "it did not come back",
-        lambda: probed.status("replica1") is Status.READY,
-    )
+    # Said after it has been published.
+    wait_until("it did not come back", lambda: "ready again" in caplog.text)
+    assert probed.status("replica1") is Status.READY
     assert caplog.text.count("replica1 (replica1) is ready again") == 1
 
 
