@@ -402,18 +402,31 @@ def _is_demoted(driver: Any, error: BaseException) -> bool:
 
 
 def tell_unknown_commits(
-    engine: Engine, may_have_written: Callable[[Connection], bool]
+    engine: Engine,
+    may_have_written: Callable[[Connection], bool],
+    has_only_read: Callable[[Any], bool],
 ) -> None:
     """Have a COMMIT whose answer is lost raise an error that says so
+
+    The end of what has only read, and a rollback, raise nothing where the
+    server has ended the connection: it has rolled back by itself.
 
     :param engine: the primary's
     :param may_have_written: called with the connection of such a COMMIT;
         False: nothing is unknown
+    :param has_only_read: called with the pool's connection of a COMMIT that
+        has failed: True: there was nothing to commit
     :exception: CommitUnknownError, of a commit from then on
     """
     dialect = engine.dialect
     for name in ("do_commit", "do_commit_twophase"):
-        setattr(dialect, name, _noting_lost_answers(getattr(dialect, name)))
+        setattr(
+            dialect,
+            name,
+            _noting_lost_answers(getattr(dialect, name), has_only_read),
+        )
+
+    dialect.do_rollback = _rolling_back(dialect)  # type: ignore[assignment]
 
     def tell(context: Any) -> Exception | None:
         error = context.original_exception
@@ -429,7 +442,27 @@ def tell_unknown_commits(
     event.listen(engine, "handle_error", tell, retval=True)
 
 
-def _noting_lost_answers(commit: Callable[..., None]) -> Callable[..., None]:
+def _rolling_back(dialect: Dialect) -> Callable[[Any], None]:
+    """Return a dialect's do_rollback for connections that may have ended"""
+    roll_back = dialect.do_rollback
+
+    def end(connection: Any) -> None:
+        # Of the pool's proxy, or the driver's own.
+        driver: Any = getattr(connection, "dbapi_connection", connection)
+        try:
+            roll_back(connection)
+        except dialect.loaded_dbapi.Error as error:
+            if not driver.closed:
+                raise
+
+            logger.debug("The server has rolled back: %s", error)
+
+    return end
+
+
+def _noting_lost_answers(
+    commit: Callable[..., None], has_only_read: Callable[[Any], bool]
+) -> Callable[..., None]:
     """Return a dialect's function that notes on an error what it leaves open"""
 
     def noting(connection: Any, *args: Any, **kwargs: Any) -> None:
@@ -443,6 +476,10 @@ def _noting_lost_answers(commit: Callable[..., None]) -> Callable[..., None]:
         try:
             commit(connection, *args, **kwargs)
         except Exception as error:
+            if driver.closed and has_only_read(connection):
+                logger.debug("There was nothing to commit: %s", error)
+                return
+
             if not had_ended and _is_outcome_unknown(driver, error):
                 error.add_note(LOST_ANSWER)
 

@@ -47,7 +47,13 @@ from .routing.catalogue import Catalogue
 from .routing.decision import PRIMARY, UNITTEST, Decision
 from .routing.intent import Intent, Wish
 from .routing.statements import Statements
-from .session import Block, MixinSession, note_unknown_commit, statement_of
+from .session import (
+    Block,
+    MixinSession,
+    has_only_read,
+    note_unknown_commit,
+    statement_of,
+)
 from .topology import Role, Server, Topology
 
 __all__ = [
@@ -313,7 +319,9 @@ class MultiEngines(RegistryBase):
         if engine.dialect.driver in ("psycopg", "psycopg2"):
             engines.track(engine)
             engines.notice_demotion(engine, self._note_demotion)
-            engines.tell_unknown_commits(engine, note_unknown_commit)
+            engines.tell_unknown_commits(
+                engine, note_unknown_commit, has_only_read
+            )
 
     def _note_demotion(self) -> None:
         self._leave_primary()

@@ -1131,6 +1131,21 @@ def note_unknown_commit(connection: Connection) -> bool:
     return unit.is_unknown
 
 
+def has_only_read(connection: Any) -> bool:
+    """Return True where there was nothing to commit on the primary
+
+    :param connection: of the pool
+    """
+    found: Callable[[], UnitOfWork | None] = connection.info.get(UNIT, _no_unit)
+    unit = found()
+    if unit is None or unit.placement.wrote or unit.primary is None:
+        return False
+
+    mine = unit.primary
+    ended = mine.closed or mine.invalidated
+    return not ended and mine.connection is connection
+
+
 def _no_unit() -> None:
     return None
 

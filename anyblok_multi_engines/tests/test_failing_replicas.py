@@ -374,6 +374,27 @@ def test_read_on_a_primary_that_dies_is_run_on_a_replica(
     timer.join()
 
 
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_end_of_what_has_only_read_is_no_error(servers, registry, end):
+    """Though the primary has died since"""
+    with registry.use_primary():
+        assert servers.served_by(registry) == "primary"
+
+    servers.cluster.primary.kill()
+    getattr(registry, end)()
+    assert units_of_work(registry, servers) == {"replica1", "replica2"}
+
+
+def test_rollback_of_a_write_on_a_primary_that_has_died_is_no_error(
+    servers, registry
+):
+    registry.Book.insert(title="x")
+    registry.flush()
+    servers.cluster.primary.kill()
+    registry.rollback()
+    assert units_of_work(registry, servers) == {"replica1", "replica2"}
+
+
 def test_write_on_a_primary_that_dies_is_an_error(servers, registry):
     registry.Book.insert(title="x")
     servers.cluster.primary.kill()
