@@ -345,6 +345,23 @@ def cut_off(engine: Engine) -> None:
             shut_down(driver)
 
 
+def living(engine: Engine) -> Iterator[Any]:
+    """Return the records of an engine's connections that haven't ended
+
+    Whoever uses them, and whatever they receive.
+
+    :param engine: that is tracked
+    """
+    for record in _records.get(engine.dialect, ()):
+        driver, lives = record.dbapi_connection, False
+        # Another thread may be closing it.
+        with suppress(Exception):
+            lives = driver is not None and has_ended(driver) is False
+
+        if lives:
+            yield record
+
+
 def throw_away(engine: Engine) -> None:
     """Have every connection of an engine made anew before its next use
 
@@ -472,7 +489,8 @@ def _noting_lost_answers(
         else:
             driver = connection.dbapi_connection
 
-        had_ended = _has_ended(driver)
+        # Then it doesn't get the COMMIT any more.
+        had_ended = has_ended(driver)
         try:
             commit(connection, *args, **kwargs)
         except Exception as error:
@@ -488,16 +506,19 @@ def _noting_lost_answers(
     return noting
 
 
-def _has_ended(driver: Any) -> bool:
+def has_ended(driver: Any) -> bool | None:
     """Return True where the server has ended a connection for sure
 
-    Then it doesn't get a COMMIT any more. Nothing is asked: the kernel knows.
+    Nothing is asked: the kernel knows.
+
+    :param driver: a connection of psycopg2 or psycopg, in use or not
+    :rtype: None where nobody can tell
     """
     if driver.closed:
         return True
 
-    if not hasattr(select, "POLLRDHUP"):  # not Linux: nobody can tell
-        return False
+    if not hasattr(select, "POLLRDHUP"):  # not Linux
+        return None
 
     poll = select.poll()
     poll.register(driver.fileno(), select.POLLRDHUP)

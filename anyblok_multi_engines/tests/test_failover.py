@@ -220,6 +220,23 @@ def test_new_primary_is_written_at_once(servers, make_registry, several, fault):
     assert registry.Book.query().count() == 5
 
 
+def test_new_connection_to_a_replica_needs_no_primary(servers, make_registry):
+    """An older one that lives is the proof that the replica still runs"""
+    registry = make_registry(
+        servers.database,
+        db_wo_url=servers.primary_url,
+        db_ro_urls=servers.replica_urls[:1],
+    )
+    servers.cluster.wait_for_replay()
+    assert servers.served_by(registry) == "replica1"
+    registry.rollback()
+    (engine,) = registry.engines["ro"]
+    with engine.connect():
+        servers.cluster.primary.stop()
+        assert servers.served_by(registry) == "replica1"
+        registry.rollback()
+
+
 @pytest.fixture
 def proxy(servers):
     """Give a proxy in the place of the primary"""

@@ -108,7 +108,9 @@ class TestError:
         assert registry.Book.query().count() == 1
 
     def test_replica_that_is_lost_in_the_middle(self, servers, make):
-        registry = make(stop=False, db_ro_fallback="error")
+        registry = make(
+            stop=False, db_ro_fallback="error", db_ro_consistency="eventual"
+        )
         name = servers.names[registry.execute(SLOW).first()[0]]
         registry.monitor.report_down(name, "the test says so")
         with pytest.raises(NoReplicaError, match="has read from is lost"):
