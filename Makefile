@@ -16,8 +16,8 @@ SECONDS ?= 600
 SERVERS := $(TESTS) --ignore=$(TESTS)/unit -n $(WORKERS)
 
 .PHONY: help demo test test-unit test-servers test-psycopg \
-	test-sqlalchemy21 test-anyblok soak soak-broken bench-write-guard lint \
-	types doc format clean
+	test-sqlalchemy21 test-anyblok soak soak-broken chaos bench-write-guard \
+	lint types doc format clean
 
 help:
 	@echo "make demo               see it at work on a real cluster"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-anyblok       AnyBlok's own suite, without and with us"
 	@echo "make soak               sessions on replicas that lag, and a checker"
 	@echo "make soak-broken        the same with routers broken on purpose"
+	@echo "make chaos              the servers fail, one by one: a report"
 	@echo "make bench-write-guard  what --db-ro-write-guard costs"
 	@echo "make lint types doc     ruff, mypy --strict, Sphinx"
 
@@ -83,6 +84,12 @@ soak: $(VENV)/test
 soak-broken: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.soak --broken \
 		--seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+chaos: SECONDS = 120
+chaos: $(VENV)/test
+	$(BIN)/python -m anyblok_multi_engines.tests.chaos \
+		--seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) \
+		$(if $(REPORT),--report $(REPORT))
 
 bench-write-guard: $(VENV)/test
 	$(BIN)/python benchmarks/write_guard.py

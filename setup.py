@@ -71,6 +71,8 @@ test = [
     "pyramid",
     "pyramid_tm",
     "zope.sqlalchemy>=2",
+    # The picture of what the chaos test has shown.
+    "matplotlib",
     # A client with a cookie jar.
     "httpx",
     # A queue with workers; and a real broker, Valkey, without a system

@@ -308,7 +308,7 @@ class Cluster:
     def cause_recovery_conflict(
         self, replica: PostgresServer, database: str = "postgres"
     ) -> None:
-        """Cancel what reads on a replica, by a vacuum on the primary.
+        """Cancel what reads on a replica, by a vacuum on its primary.
 
         Each session in the database that holds a snapshot there loses its
         query, with 40001, or its connection if it is idle in a transaction.
@@ -318,9 +318,10 @@ class Cluster:
         :param database: its name, default "postgres"
         """
         table = "anyblok_recovery_conflict"
+        primary = replica.upstream or self.primary
         replica.configure(max_standby_streaming_delay="0")
         try:
-            self.primary.execute(
+            primary.execute(
                 f"drop table if exists {table}",
                 f"create table {table} (n int)",
                 f"insert into {table} values (1), (2)",
@@ -329,7 +330,7 @@ class Cluster:
                 database=database,
             )
             self.wait_for_replay(self._timeout, [replica])
-            self.primary.execute(f"drop table {table}", database=database)
+            primary.execute(f"drop table {table}", database=database)
         finally:
             replica.configure(max_standby_streaming_delay=None)
 

@@ -288,6 +288,8 @@ def test_failover_with_the_other_replica_and_the_old_primary_following(
     assert old.is_in_recovery
     # It was pointed there by a reload.
     reader.cursor().execute("select 1")
+    # By a vacuum on the new primary.
+    anyblok_cluster.cause_recovery_conflict(other)
     anyblok_cluster.heal()
     assert not old.is_in_recovery
     assert new.is_in_recovery
