@@ -484,6 +484,7 @@ def _noting_lost_answers(
 
     def noting(connection: Any, *args: Any, **kwargs: Any) -> None:
         # The pool's, but for the two-phase one.
+        driver: Any
         if isinstance(connection, Connection):
             driver = connection.connection.dbapi_connection
         else:

@@ -320,7 +320,10 @@ class MultiEngines(RegistryBase):
             engines.track(engine)
             engines.notice_demotion(engine, self._note_demotion)
             engines.tell_unknown_commits(
-                engine, note_unknown_commit, has_only_read
+                engine,
+                note_unknown_commit,
+                # What a snapshot has shown is valid once it is committed.
+                lambda x: not self.has_snapshots and has_only_read(x),
             )
 
     def _note_demotion(self) -> None:

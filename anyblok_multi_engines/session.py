@@ -66,6 +66,8 @@ from .unit_of_work import UnitOfWork
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
+    from .fallback import Slots
+
     SessionBase = Session
 else:
     SessionBase = object
@@ -784,15 +786,12 @@ class MixinSession(SessionBase):
             call.server = self.anyblok.server_name_of(bound.engine)
             call.from_replica = call.server not in (None, PRIMARY)
 
-    def _take_slot(self) -> None:
+    def _take_slot(self, slots: Slots) -> None:
         """Let this unit of work read from the primary for want of a replica
 
-        :exception: NoReplicaError, where too many do
+        :param slots: that there are
+        :exception: NoReplicaError, where none becomes free
         """
-        slots = self.anyblok.slots
-        if slots is None:
-            return
-
         unit = self._current()
         if unit is None:
             # Before it connects, which would be a connection too many.
@@ -825,13 +824,17 @@ class MixinSession(SessionBase):
 
     def _note_decided(self, call: Call, decision: Decision) -> None:
         """Note where a statement goes that is about to be executed"""
-        if decision.reason in WANT_OF_REPLICA:
-            self._take_slot()
-
         call.decision = decision
         call.server = decision.server_name
         call.from_replica = call.server != PRIMARY
-        if not call.from_replica and not self._flushing:
+        if call.from_replica:
+            return
+
+        slots = self.anyblok.slots
+        if slots is not None and decision.reason in WANT_OF_REPLICA:
+            self._take_slot(slots)
+
+        if not self._flushing:
             # Its connection may be one that a flush has asked for.
             self._place(Placement.with_primary)
             provenance.expire_replica_reads(self)

@@ -220,6 +220,34 @@ def test_new_primary_is_written_at_once(servers, make_registry, several, fault):
     assert registry.Book.query().count() == 5
 
 
+@FORMS
+def test_primary_that_hangs_is_left_for_the_new_one(
+    servers, make_registry, several
+):
+    """Its connections are, before anybody waits for them"""
+    cluster, first = servers.cluster, servers.first
+    registry = make_registry(
+        servers.database,
+        db_wo_url=several(servers, cluster.primary, first),
+        db_ro_urls=servers.replica_urls,
+        db_ro_check_interval=0.1,
+    )
+    write(registry)
+    cluster.wait_for_replay()
+    cluster.primary.freeze()
+    first.promote()
+    wait_until(
+        "the new timeline was not learnt",
+        lambda: registry.freshness.positions.timeline == 2,
+        timeout=20.0,
+    )
+    took = write_in_time(registry, time.monotonic(), 20.0)
+    # One attempt to connect to the old one.
+    assert took < 10.0
+    with registry.use_primary():
+        assert servers.served_by(registry) == "replica1"
+
+
 def test_new_connection_to_a_replica_needs_no_primary(servers, make_registry):
     """An older one that lives is the proof that the replica still runs"""
     registry = make_registry(
