@@ -96,6 +96,8 @@ class TcpProxy:
     def forward_to(self, port: int) -> None:
         """Forward new connections to another server; open ones live on.
 
+        It is no fault, and :meth:`heal` leaves it.
+
         :param port: of the server, on 127.0.0.1
         """
         with self._condition:
