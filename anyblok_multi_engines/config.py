@@ -17,13 +17,14 @@ from typing import Any
 from anyblok.config import Configuration
 from anyblok.config import get_url as anyblok_get_url
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from .consistency import Consistency, FreshnessOptions
 from .errors import NoPrimaryError, OptionError
+from .fallback import Fallback
 from .health.model import Limits
 from .routing.balancing import Policy
-from .topology import Role, Server, Topology, place_of
+from .topology import Role, Server, Topology, places_of
 
 # A separator counts only before the scheme of the next URL: so a comma in a
 # query (libpq's several hosts) needs no care.
@@ -39,6 +40,9 @@ WRITE_GUARDS = ("check", "off")
 # Of --db-ro-consistency.
 CONSISTENCIES = tuple(level.value for level in Consistency)
 
+# Of --db-ro-fallback, the default first.
+FALLBACKS = ("primary", "error")
+
 # Of --db-ro-policy.
 POLICIES = tuple(policy.value for policy in Policy)
 
@@ -49,7 +53,8 @@ FUNCTION = re.compile(rf"{NAME}(?:\.{NAME})?")
 
 HOW_TO_WRITE_URLS = (
     "write dialect://user:password@host:port/database, with %40 for an @ and "
-    "%2C for a comma inside a part"
+    "%2C for a comma inside a part; several hosts of one server are written "
+    "dialect://user:password@/database?host=a:1&host=b:2"
 )
 
 
@@ -158,6 +163,18 @@ def update_database(group: Any) -> None:
         help="Seconds that a connection to a replica, or an answer to the "
         "monitor, may take; connections are counted in whole seconds, and 2 "
         "at least. A URL with connect_timeout has its own. Default: 2.0.",
+    )
+    group.add_argument(
+        "--db-ro-fallback",
+        choices=FALLBACKS,
+        default=FALLBACKS[0],
+        help="Where a read goes that no replica can serve: to the primary, or "
+        "nowhere (error). Default: primary.",
+    )
+    group.add_argument(
+        "--db-ro-fallback-limit",
+        help="Units of work that read from the primary of --db-wo-url at the "
+        "same time because no replica can serve them. Default: any number.",
     )
     group.add_argument(
         "--db-ro-policy",
@@ -368,6 +385,44 @@ def limits() -> Limits:
     )
 
 
+def fallback() -> Fallback:
+    """Return what a read does that no replica can serve
+
+    :exception: OptionError
+    """
+    value = _option("db_ro_fallback") or FALLBACKS[0]
+    if value not in FALLBACKS:
+        raise OptionError(
+            f"--db-ro-fallback: {value!r}; write one of " + ", ".join(FALLBACKS)
+        )
+
+    limit = _count("--db-ro-fallback-limit")
+    if limit is not None and value != FALLBACKS[0]:
+        raise OptionError(
+            "--db-ro-fallback error leaves nothing to limit: leave "
+            "--db-ro-fallback-limit out"
+        )
+
+    return Fallback(to_primary=value == FALLBACKS[0], limit=limit)
+
+
+def _count(option: str) -> int | None:
+    """Return an option's number; None: it isn't given
+
+    :exception: OptionError
+    """
+    value: Any = Configuration.get(option.strip("-").replace("-", "_"), None)
+    if value is None or value == "":
+        return None
+
+    with suppress(TypeError, ValueError):
+        number = int(value)
+        if number > 0:
+            return number
+
+    raise OptionError(f"{option}: {value!r}; write a number, 1 or more")
+
+
 def _seconds(option: str) -> float | None:
     """Return an option's seconds; None: it isn't given
 
@@ -535,7 +590,22 @@ def _url(option: str, text: str, db_name: str | None) -> URL:
         # must not be in our traceback.
         raise OptionError(f"{option}: not an URL; {HOW_TO_WRITE_URLS}")
 
+    _check_hosts(option, parsed)
     return get_url(db_name=db_name, url=parsed)
+
+
+def _check_hosts(option: str, url: URL) -> None:
+    """Refuse several hosts that SQLAlchemy doesn't understand
+
+    :exception: OptionError
+    """
+    try:
+        url.get_dialect()().create_connect_args(url)
+    except NoSuchModuleError:
+        # Told with what may be written when the engine is made.
+        pass
+    except ArgumentError as error:
+        raise OptionError(f"{option}: {error}; {HOW_TO_WRITE_URLS}") from None
 
 
 def _check_dialects(known: Topology) -> None:
@@ -555,11 +625,9 @@ def _check_replicas_differ(known: Topology) -> None:
     seen: dict[Any, Server] = {}
     for server in known.replicas:
         url = server.url
-        place = (
-            place_of(url.set(port=url.port or 5432)),
-            url.username,
-            tuple(sorted(url.query.items())),
-        )
+        places = tuple((host, port or "5432") for host, port in places_of(url))
+        options = url.difference_update_query(["host", "port"]).query
+        place = (places, url.username, tuple(sorted(options.items())))
         if place in seen:
             raise OptionError(
                 f"--db-ro-urls names the same server twice: {seen[place]} and "

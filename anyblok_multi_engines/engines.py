@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from logging import getLogger
 from math import ceil
@@ -29,8 +29,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, DisconnectionError, NoSuchModuleError
 from sqlalchemy.pool import QueuePool
 
-from .errors import NoPrimaryError, OptionError
-from .topology import Role, Server
+from .errors import CommitUnknownError, NoPrimaryError, OptionError
+from .topology import Role, Server, places_of
 
 logger = getLogger(__name__)
 
@@ -44,6 +44,15 @@ LEAST_CONNECT_TIMEOUT = 2
 # idle_session_timeout: the server has ended the connection. Most often there
 # is no SQLSTATE, and the driver says that its connection is closed.
 CONNECTION_ENDED = frozenset(["57P01", "57P02", "57P03", "57P04", "57P05"])
+
+# Of a COMMIT: statement_completion_unknown, and a shutdown, which may have
+# come while the primary waited for its synchronous standbys. And all of the
+# class 08, transaction_resolution_unknown among them.
+UNKNOWN_OUTCOMES = frozenset(["40003", "57P01", "57P02"])
+CONNECTION_EXCEPTION = "08"
+
+# On the driver's error of such a COMMIT.
+LOST_ANSWER = "The answer to this COMMIT is lost: what became of it is unknown."
 
 # Seconds that a commit waits for the end of a replica's transaction. A
 # replica that answers needs a round trip; one that doesn't is cut off.
@@ -92,7 +101,7 @@ def create(
     """
     url = server.url
     options = {**options, "future": True}
-    if aside or server.role is Role.REPLICA or _has_several_hosts(url):
+    if aside or server.role is Role.REPLICA or len(places_of(url)) > 1:
         options = _with_timeout(url, options, connect_timeout)
 
     if server.role is Role.REPLICA:
@@ -293,13 +302,29 @@ def _roll_back(driver: Any) -> None:
         cut_off.cancel()
 
 
+class Records:
+    """The connections of an engine's pools, while anybody has them"""
+
+    def __init__(self) -> None:
+        self._records: WeakSet[Any] = WeakSet()
+        self._lock = threading.Lock()
+
+    def add(self, record: Any) -> None:
+        """Note a connection's record in its pool"""
+        with self._lock:
+            self._records.add(record)
+
+    def __iter__(self) -> Iterator[Any]:
+        with self._lock:
+            return iter(list(self._records))
+
+
 def track(engine: Engine) -> None:
-    """Know the connections of an engine's pool, to cut them off
+    """Know the connections of an engine's pools, to cut or throw them away
 
     :param engine: that is new
     """
-    records: WeakSet[Any] = WeakSet()
-    _records[engine.dialect] = records
+    records = _records[engine.dialect] = Records()
 
     @event.listens_for(engine, "connect")
     def note(driver: Any, record: Any) -> None:
@@ -314,20 +339,211 @@ def cut_off(engine: Engine) -> None:
 
     :param engine: of the server
     """
-    for record in tuple(_records.get(engine.dialect, ())):
+    for record in _records.get(engine.dialect, ()):
         driver = record.dbapi_connection
         if driver is not None:
             shut_down(driver)
 
 
+def living(engine: Engine) -> Iterator[Any]:
+    """Return the records of an engine's connections that haven't ended
+
+    Whoever uses them, and whatever they receive.
+
+    :param engine: that is tracked
+    """
+    for record in _records.get(engine.dialect, ()):
+        driver, lives = record.dbapi_connection, False
+        # Another thread may be closing it.
+        with suppress(Exception):
+            lives = driver is not None and has_ended(driver) is False
+
+        if lives:
+            yield record
+
+
+def throw_away(engine: Engine) -> None:
+    """Have every connection of an engine made anew before its next use
+
+    Who uses one goes on with it to the end of its unit of work.
+
+    :param engine: of the server
+    """
+    for record in _records.get(engine.dialect, ()):
+        record.invalidate(soft=True)
+
+
 # By an engine's dialect, which the engines that are made of it share.
-_records: WeakKeyDictionary[Dialect, WeakSet[Any]] = WeakKeyDictionary()
+_records: WeakKeyDictionary[Dialect, Records] = WeakKeyDictionary()
+
+
+def notice_demotion(engine: Engine, note: Callable[[], None]) -> None:
+    """Notice that the primary's connections lead to a standby
+
+    :param engine: the primary's
+    :param note: called after a statement that failed for it
+    """
+
+    @event.listens_for(engine, "handle_error")
+    def notice(context: Any) -> None:
+        connection = context.connection
+        if (
+            connection is not None
+            and not (connection.closed or connection.invalidated)
+            and _is_demoted(
+                connection.connection.dbapi_connection,
+                context.original_exception,
+            )
+        ):
+            note()
+
+
+def _is_demoted(driver: Any, error: BaseException) -> bool:
+    """Return True where a statement failed because its server is no primary
+
+    The server says of itself what it is, unasked: since PostgreSQL 14, and
+    not through a pooler. A transaction that its application has made
+    read-only is no demotion.
+    """
+    if driver.closed:
+        return False
+
+    says = driver.info.parameter_status
+    if says("in_hot_standby") == "on":
+        # Whatever it refuses: SERIALIZABLE, LOCK TABLE...
+        return True
+
+    return sqlstate_of(error) == READ_ONLY_SQL_TRANSACTION and not (
+        says("in_hot_standby") == says("default_transaction_read_only") == "off"
+    )
+
+
+def tell_unknown_commits(
+    engine: Engine,
+    may_have_written: Callable[[Connection], bool],
+    has_only_read: Callable[[Any], bool],
+) -> None:
+    """Have a COMMIT whose answer is lost raise an error that says so
+
+    The end of what has only read, and a rollback, raise nothing where the
+    server has ended the connection: it has rolled back by itself.
+
+    :param engine: the primary's
+    :param may_have_written: called with the connection of such a COMMIT;
+        False: nothing is unknown
+    :param has_only_read: called with the pool's connection of a COMMIT that
+        has failed: True: there was nothing to commit
+    :exception: CommitUnknownError, of a commit from then on
+    """
+    dialect = engine.dialect
+    for name in ("do_commit", "do_commit_twophase"):
+        setattr(
+            dialect,
+            name,
+            _noting_lost_answers(getattr(dialect, name), has_only_read),
+        )
+
+    dialect.do_rollback = _rolling_back(dialect)  # type: ignore[assignment]
+
+    def tell(context: Any) -> Exception | None:
+        error = context.original_exception
+        if LOST_ANSWER not in getattr(
+            error, "__notes__", ()
+        ) or not may_have_written(context.connection):
+            return None
+
+        return CommitUnknownError(
+            None, None, error, connection_invalidated=context.is_disconnect
+        )
+
+    event.listen(engine, "handle_error", tell, retval=True)
+
+
+def _rolling_back(dialect: Dialect) -> Callable[[Any], None]:
+    """Return a dialect's do_rollback for connections that may have ended"""
+    roll_back = dialect.do_rollback
+
+    def end(connection: Any) -> None:
+        # Of the pool's proxy, or the driver's own.
+        driver: Any = getattr(connection, "dbapi_connection", connection)
+        try:
+            roll_back(connection)
+        except dialect.loaded_dbapi.Error as error:
+            if not driver.closed:
+                raise
+
+            logger.debug("The server has rolled back: %s", error)
+
+    return end
+
+
+def _noting_lost_answers(
+    commit: Callable[..., None], has_only_read: Callable[[Any], bool]
+) -> Callable[..., None]:
+    """Return a dialect's function that notes on an error what it leaves open"""
+
+    def noting(connection: Any, *args: Any, **kwargs: Any) -> None:
+        # The pool's, but for the two-phase one.
+        driver: Any
+        if isinstance(connection, Connection):
+            driver = connection.connection.dbapi_connection
+        else:
+            driver = connection.dbapi_connection
+
+        # Then it doesn't get the COMMIT any more.
+        had_ended = has_ended(driver)
+        try:
+            commit(connection, *args, **kwargs)
+        except Exception as error:
+            if driver.closed and has_only_read(connection):
+                logger.debug("There was nothing to commit: %s", error)
+                return
+
+            if not had_ended and _is_outcome_unknown(driver, error):
+                error.add_note(LOST_ANSWER)
+
+            raise
+
+    return noting
+
+
+def has_ended(driver: Any) -> bool | None:
+    """Return True where the server has ended a connection for sure
+
+    Nothing is asked: the kernel knows.
+
+    :param driver: a connection of psycopg2 or psycopg, in use or not
+    :rtype: None where nobody can tell
+    """
+    if driver.closed:
+        return True
+
+    if not hasattr(select, "POLLRDHUP"):  # not Linux
+        return None
+
+    poll = select.poll()
+    poll.register(driver.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _is_outcome_unknown(driver: Any, error: Exception) -> bool:
+    """Return True where the error of a COMMIT doesn't say what became of it
+
+    A connection that the server ends with a reason of its own, a timeout for
+    example, has not been committed.
+    """
+    state = sqlstate_of(error)
+    if state is None:
+        return bool(driver.closed)
+
+    return state in UNKNOWN_OUTCOMES or state.startswith(CONNECTION_EXCEPTION)
 
 
 def shut_down(driver: Any) -> None:
     """Shut a connection's socket down, under the thread that waits for it"""
-    # Closed in the meantime, by either side.
-    gone = suppress(OSError, ValueError)
+    # Closed in the meantime, by either side: the drivers have errors of their
+    # own for it.
+    gone = suppress(Exception)
     with gone, socket.socket(fileno=os.dup(driver.fileno())) as copy:
         copy.shutdown(socket.SHUT_RDWR)
 
@@ -378,12 +594,6 @@ def libpq_timeout(seconds: float) -> int:
     :rtype: whole seconds
     """
     return max(LEAST_CONNECT_TIMEOUT, ceil(seconds))
-
-
-def _has_several_hosts(url: URL) -> bool:
-    """Return True where libpq has servers to choose from"""
-    hosts = url.query.get("host", ())
-    return not isinstance(hosts, str) or "," in hosts if hosts else False
 
 
 def _with_timeout(

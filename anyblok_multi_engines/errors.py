@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from anyblok.config import ConfigurationException
 from anyblok.registry import RegistryException
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm.exc import StaleDataError
 
 
@@ -26,7 +27,23 @@ class NoPrimaryError(MultiEnginesException):
 
 
 class NoReplicaError(MultiEnginesException):
-    """A replica was asked of a registry that has none"""
+    """A replica was asked for, and there is none that will do"""
+
+
+class CommitUnknownError(MultiEnginesException, OperationalError):
+    """The answer to a COMMIT is lost: whether it is committed is unknown
+
+    It isn't run again. ``orig`` is the driver's error.
+    """
+
+    def __str__(self) -> str:
+        reason = str(self.orig).strip().partition("\n")[0]
+        return (
+            f"The answer to a COMMIT was lost ({reason}): nobody knows whether "
+            "its changes are in the database, all of them or none. Nothing is "
+            "done again: roll back, look whether they are there, and do it "
+            "again only if they aren't"
+        )
 
 
 class ServerUnavailableError(MultiEnginesException):

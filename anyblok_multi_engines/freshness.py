@@ -29,7 +29,13 @@ from .consistency import (
     decode,
     freshest,
 )
-from .engines import is_in_transaction, is_lost, shut_down, sqlstate_of
+from .engines import (
+    is_in_transaction,
+    is_lost,
+    living,
+    shut_down,
+    sqlstate_of,
+)
 from .errors import ConsistencyTokenError
 from .health.probe import (
     NO_POSITIONS,
@@ -287,7 +293,7 @@ class Freshness:
             return False
 
         # It has restarted, or is another one behind the same name.
-        others = [x for x in reader.knows.seen if not _is_same(x, link)]
+        others = [x for x in reader.knows.seen if not self._is_same(x, link)]
         self.cover(reader, others, ())
         floor = freshest(floor, reader.knows.floor)
         if floor is None:
@@ -490,8 +496,7 @@ class Freshness:
             and seen.server in usable
         ):
             # The one that was read from, and not the primary, which is ahead.
-            self._ask_again(seen)
-            position = self._position_since(seen)
+            return self._ask_again(seen)
 
         return position
 
@@ -543,15 +548,50 @@ class Freshness:
 
         return None
 
-    def _ask_again(self, seen: Seen) -> None:
-        """Ask a replica that was read from how far it is by now"""
+    def _ask_again(self, seen: Seen) -> ConsistencyToken | None:
+        """Ask a replica that was read from how far it is by now
+
+        :rtype: None where it isn't sure to be what it was
+        """
         name = seen.server
         with suppress(*self._errors(name)), self._asking(name) as connection:
             link = connection.info.get(LINK)
-            if link is not None and _is_same(seen, link):
+            if link is not None and self._is_same(seen, link):
                 known = replica_position(connection.dbapi_connection)
                 if known is not None:
                     link.note(known)
+                    return self._of_cluster(known.position)
+
+        return None
+
+    def _of_cluster(
+        self, position: ConsistencyToken
+    ) -> ConsistencyToken | None:
+        """Return a position, if it is of the primary's cluster"""
+        mine = self.positions.system_id
+        return position if mine in (None, position.system_id) else None
+
+    def _is_same(self, seen: Seen, link: Link) -> bool:
+        """Return True where a connection leads to what was seen, or to more"""
+        return link.instance is seen.instance and (
+            link.since <= seen.at or self._has_run_since(seen)
+        )
+
+    def _has_run_since(self, seen: Seen) -> bool:
+        """Return True where a connection of then lives: its server still runs
+
+        Otherwise the new one may lead to a standby that has crashed in between.
+        """
+        links: Iterable[Link | None] = (
+            record.info.get(LINK)
+            for record in living(self._engines[seen.server])
+        )
+        return any(
+            link is not None
+            and link.instance is seen.instance
+            and link.since <= seen.at
+            for link in links
+        )
 
     def _primary_now(self) -> Known:
         """Return how far the primary is
@@ -630,11 +670,6 @@ class Freshness:
             self.options.sticky,
             why,
         )
-
-
-def _is_same(seen: Seen, link: Link) -> bool:
-    """Return True where a connection leads to what was seen, or to more"""
-    return link.instance is seen.instance and link.since <= seen.at
 
 
 def _wait(

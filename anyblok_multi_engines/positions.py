@@ -157,8 +157,12 @@ class Positions:
     def note_primary(self, known: Known) -> None:
         """Note how far the primary is
 
-        :param known: what it answered
+        :param known: what it answered; one that has been left after a
+            promotion says nothing any more
         """
+        if self.is_left(known.position):
+            return
+
         self.system_id = known.position.system_id
         self.timeline = known.position.timeline
         with self._lock:
@@ -175,6 +179,16 @@ class Positions:
                     known.asked_at - samples[-1].asked_at >= spacing
                 ):
                     samples.append(known)
+
+    def is_left(self, position: ConsistencyToken) -> bool:
+        """Return True where a primary is of before a promotion
+
+        :param position: of the primary
+        """
+        return (
+            position.system_id == self.system_id
+            and position.timeline < self.timeline
+        )
 
     def lag_of(
         self, position: ConsistencyToken | None, now: float

@@ -36,6 +36,7 @@ from .errors import (
     OptionError,
     ServerUnavailableError,
 )
+from .fallback import Fallback, Slots
 from .freshness import Freshness
 from .health.model import Snapshot
 from .health.monitor import Monitor
@@ -46,7 +47,13 @@ from .routing.catalogue import Catalogue
 from .routing.decision import PRIMARY, UNITTEST, Decision
 from .routing.intent import Intent, Wish
 from .routing.statements import Statements
-from .session import Block, MixinSession, statement_of
+from .session import (
+    Block,
+    MixinSession,
+    has_only_read,
+    note_unknown_commit,
+    statement_of,
+)
 from .topology import Role, Server, Topology
 
 __all__ = [
@@ -131,6 +138,7 @@ class MultiEngines(RegistryBase):
     # AnyBlok's __getattr__ recurses without end on an attribute that is
     # missing before the Session exists, and is silent afterwards.
     Session: Any = None
+    fallback: Fallback
     freshness: Freshness
     additional_setting: dict[str, Any] = {}  # noqa: RUF012
     balancer: Balancer
@@ -145,6 +153,9 @@ class MultiEngines(RegistryBase):
     unittest = False
     unittest_bind: Any = None
     unittest_transaction: Any = None
+    #: of units of work that read from the primary for want of a replica;
+    #: None: any number of them may
+    slots: Slots | None = None
     #: True where a unit of work on a replica has one snapshot
     has_snapshots = False
     #: True where stale changes are looked for before they are written
@@ -201,6 +212,8 @@ class MultiEngines(RegistryBase):
             "ro": [self._engines[name] for name in self._readers],
             "wo": self._engines.get(PRIMARY),
         }
+        self.fallback = config.fallback()
+        self._check_fallback()
         self.monitor = self._new_monitor()
         self._policy = config.policy()
         self.balancer = self._new_balancer()
@@ -213,6 +226,20 @@ class MultiEngines(RegistryBase):
         self._engine = self.rw_engine
         if self.loadwithoutmigration and self.engines["ro"]:
             self._engine = choice(self.engines["ro"])
+
+    def _check_fallback(self) -> None:
+        """Limit what the primary reads for want of a replica
+
+        :exception: OptionError, where it takes its share of the reads anyway
+        """
+        limit, primary = self.fallback.limit, self.topology.primary
+        if limit is not None and primary is not None and primary.takes_reads:
+            raise OptionError(
+                f"--db-ro-fallback-limit: {primary.option} takes its share of "
+                "the reads anyway; give the primary as --db-wo-url"
+            )
+
+        self.slots = None if limit is None else Slots(limit)
 
     def _engine_for(self, server: Server, aside: bool = False) -> Engine:
         options = self.init_engine_options(server.url)
@@ -233,6 +260,8 @@ class MultiEngines(RegistryBase):
         self.apply_engine_events(engine)
         if server.role is Role.REPLICA:
             self._identify(server.name, engine)
+        else:
+            self._watch_primary(engine)
 
         return engine
 
@@ -282,7 +311,30 @@ class MultiEngines(RegistryBase):
             self._limits,
             positions,
             on_hung=self._cut_off,
+            on_moved=self._leave_primary,
         )
+
+    def _watch_primary(self, engine: Engine) -> None:
+        """Notice a standby in its place, and COMMITs without an answer"""
+        if engine.dialect.driver in ("psycopg", "psycopg2"):
+            engines.track(engine)
+            engines.notice_demotion(engine, self._note_demotion)
+            engines.tell_unknown_commits(
+                engine,
+                note_unknown_commit,
+                # What a snapshot has shown is valid once it is committed.
+                lambda x: not self.has_snapshots and has_only_read(x),
+            )
+
+    def _note_demotion(self) -> None:
+        self._leave_primary()
+        self.monitor.report_standby(PRIMARY)
+
+    def _leave_primary(self) -> None:
+        """Have each unit of work that begins connect to the primary anew"""
+        for known in (self._engines, self._asides):
+            if PRIMARY in known:
+                engines.throw_away(known[PRIMARY])
 
     def _new_balancer(self) -> Balancer:
         return Balancer(
@@ -306,18 +358,25 @@ class MultiEngines(RegistryBase):
         self.freshness = self._new_freshness(self.freshness.options)
         self.monitor = self._new_monitor()
         self.monitor.snapshot = before.snapshot
+        self._check_fallback()
         # The processes of one parent don't all begin with the same server.
         self.balancer = self._new_balancer()
         if was_running:
             self.monitor.start()
 
     def _cut_off(self, name: str) -> None:
-        """End what waits for a server that hangs, and leave its connections
+        """Leave the connections to a server that hangs
+
+        What waits for a replica ends.
 
         :param name: of the server
         """
-        engines.cut_off(self._engines[name])
         self.freshness.cut_off(name)
+        if self.is_replica(name):
+            engines.cut_off(self._engines[name])
+        else:
+            # What is being written there may be done in time.
+            self._leave_primary()
 
     def _identify(self, name: str, engine: Engine) -> None:
         """Have each new connection to a replica ask what it leads to"""

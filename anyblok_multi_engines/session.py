@@ -21,8 +21,9 @@ from inspect import (
     isgeneratorfunction,
 )
 from logging import getLogger
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import ref
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
@@ -31,6 +32,7 @@ from sqlalchemy.orm import (
     Query,
     Session,
     SessionTransaction,
+    SessionTransactionOrigin,
 )
 from sqlalchemy.orm.attributes import instance_state
 
@@ -50,6 +52,7 @@ from .reader import Reader, Seen
 from .routing.decision import (
     PRIMARY,
     UNITTEST,
+    WANT_OF_REPLICA,
     Decision,
     Reason,
     Situation,
@@ -62,6 +65,8 @@ from .unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
+
+    from .fallback import Slots
 
     SessionBase = Session
 else:
@@ -85,18 +90,26 @@ FAILS_HERE = frozenset(
 # For want of a replica that is fresh enough.
 FALLBACKS = frozenset([Reason.NO_FRESH_REPLICA, Reason.REPLICA_BEHIND])
 
-# What another server can do, where the primary isn't there.
-NOT_FOR_PRIMARY = FALLBACKS | {
-    Reason.PRIMARY_TAKES_READS,
-    Reason.REPLICA_LOST,
+# For a person.
+WHY_NO_REPLICA = {
+    Reason.REPLICA_LOST: "the one that this unit of work has read from is lost",
+    Reason.REPLICA_BEHIND: "the one that this unit of work has read from is "
+    "behind what it must see now",
+    Reason.NO_FRESH_REPLICA: "none is known to have what this session must see",
+    Reason.NO_USABLE_REPLICA: "none is usable",
 }
+
+# What another server can do, where the primary isn't there: at once, or when
+# one is back.
+NOT_FOR_PRIMARY = WANT_OF_REPLICA | {Reason.PRIMARY_TAKES_READS}
 
 # What counts as a unit of work on its server, of a session's few.
 DRAWN = frozenset([Reason.PRIMARY_TAKES_READS, Reason.USABLE_REPLICA])
 
-# Seconds that a read waits at least for a replica that is behind what it must
-# see, while the primary isn't there.
+# Seconds that a read waits at least for a server, while the primary isn't there
+# and no replica will do; and between two looks.
 PATIENCE = 2.0
+PAUSE = 0.05
 
 # The execution option that says which schemas are meant.
 TRANSLATION = "schema_translate_map"
@@ -193,6 +206,10 @@ class Block(ContextDecorator):
         self._begun.blocks.pop().__exit__(*error)
 
 
+# In the info of the primary's connection: a weak reference to the unit of work
+# that has it, or had it.
+UNIT = "anyblok_multi_engines.unit"
+
 # Before the first, and after each.
 NO_UNIT = UnitOfWork(None)
 
@@ -256,7 +273,9 @@ class MixinSession(SessionBase):
         :exception: NoPrimaryError, for a write in read-only mode;
             ReplicaWriteError, for a write where the caller wants replicas;
             UnknownServerError, for a name that isn't configured;
-            NoReplicaError, in read-only mode where no replica is fresh enough
+            NoReplicaError, in read-only mode where no replica is fresh enough,
+            under --db-ro-fallback error where the primary would have to serve,
+            and where too many units of work have it serve already
         """
         registry = self.anyblok
         call: Call = kwargs.pop(provenance.CALL, NO_CALL)
@@ -280,7 +299,7 @@ class MixinSession(SessionBase):
         decision = self._decided(clause, call)
         logger.debug("%s", decision)
         if decision.server_name is None:
-            raise _error_of(decision)
+            raise self._error_of(decision)
 
         if decision.server_name == UNITTEST:
             return registry.unittest_bind  # type: ignore[no-any-return]
@@ -321,6 +340,7 @@ class MixinSession(SessionBase):
                 compares=freshness.compares and not registry.has_snapshots,
                 wrote_lately=freshness.must_ask_primary(reader),
                 has_primary=not topology.read_only,
+                falls_back=registry.fallback.to_primary,
                 has_replicas=bool(topology.replicas),
                 loading=registry.is_loading,
                 unittest=registry.unittest_transaction is not None,
@@ -737,6 +757,28 @@ class MixinSession(SessionBase):
 
         return wanted
 
+    def _error_of(self, decision: Decision) -> Exception:
+        """Return the error of a decision without a server"""
+        because = decision.because or "The statement"
+        if decision.reason is Reason.WRITE_ON_REPLICAS:
+            return _replica_write_error(because)
+
+        if decision.reason not in WANT_OF_REPLICA:
+            return read_only_mode(because)
+
+        if self.anyblok.topology.read_only:
+            return NoReplicaError(
+                "Read-only mode, and no replica of --db-ro-urls has reached "
+                "the position that is asked for: try again, or set --db-ro-wait"
+            )
+
+        return NoReplicaError(
+            f"{self._missing_replica()}: {WHY_NO_REPLICA[decision.reason]}, "
+            "and the primary serves no read for it (--db-ro-fallback error). "
+            "Roll back and try again, set --db-ro-wait, or read under "
+            "registry.use_primary()"
+        )
+
     def _note_given(self, call: Call, clause: Any, bound: Any) -> None:
         """Note where a statement goes whose caller has given the bind"""
         if call is not NO_CALL:
@@ -744,12 +786,55 @@ class MixinSession(SessionBase):
             call.server = self.anyblok.server_name_of(bound.engine)
             call.from_replica = call.server not in (None, PRIMARY)
 
+    def _take_slot(self, slots: Slots) -> None:
+        """Let this unit of work read from the primary for want of a replica
+
+        :param slots: that there are
+        :exception: NoReplicaError, where none becomes free
+        """
+        unit = self._current()
+        if unit is None:
+            # Before it connects, which would be a connection too many.
+            self._autobegin_t()
+            unit = self._unit = UnitOfWork(self.get_transaction())
+
+        if unit.slot is None:
+            unit.slot = slots.take()
+
+        if unit.slot is None:
+            raise NoReplicaError(
+                f"{self._missing_replica()}; {slots.limit} units of work read "
+                "from the primary for it, no more may "
+                "(--db-ro-fallback-limit), and none has ended within "
+                f"{slots.wait:g} s: try again"
+            )
+
+    def _missing_replica(self) -> str:
+        """Return why no replica serves, for a person"""
+        registry = self.anyblok
+        health = registry.health()
+        unusable = [
+            f"{server}: {health.of(server.name).reason}"
+            for server in registry.topology.replicas
+            if server.name in health.unusable
+        ]
+        return "No replica will do" + (
+            f" ({'; '.join(unusable)})" if unusable else ""
+        )
+
     def _note_decided(self, call: Call, decision: Decision) -> None:
         """Note where a statement goes that is about to be executed"""
         call.decision = decision
         call.server = decision.server_name
         call.from_replica = call.server != PRIMARY
-        if not call.from_replica and not self._flushing:
+        if call.from_replica:
+            return
+
+        slots = self.anyblok.slots
+        if slots is not None and decision.reason in WANT_OF_REPLICA:
+            self._take_slot(slots)
+
+        if not self._flushing:
             # Its connection may be one that a flush has asked for.
             self._place(Placement.with_primary)
             provenance.expire_replica_reads(self)
@@ -776,7 +861,9 @@ class MixinSession(SessionBase):
         if self.dispatch.do_orm_execute:
             kwargs.setdefault("_add_event", _note_clause)
 
-        tried: set[str | None] = set()
+        # A replica that fails is left: no more than each of them, once.
+        left = len(self.anyblok.topology.replicas)
+        until: float | None = None
         while True:
             call = Call(wanted)
             # SQLAlchemy forgets the clause of an ORM union.
@@ -790,10 +877,10 @@ class MixinSession(SessionBase):
                     statement, *args, bind_arguments=arguments, **kwargs
                 )
             except DBAPIError as error:
-                if call.server in tried or not self._may_run_again(call, error):
+                until = until or monotonic() + PATIENCE
+                left -= call.from_replica
+                if left < 0 or not self._may_run_again(call, error, until):
                     raise
-
-                tried.add(call.server)
             else:
                 self._note_done(call, options)
                 if not (refreshes and self._is_missing(call, result)):
@@ -861,7 +948,9 @@ class MixinSession(SessionBase):
         if unit is not None:
             unit.placement = change(unit.placement)
 
-    def _may_run_again(self, call: Call, error: DBAPIError) -> bool:
+    def _may_run_again(
+        self, call: Call, error: DBAPIError, until: float
+    ) -> bool:
         """Return True where a statement that failed may be decided anew
 
         On a replica nothing can have happened that would be lost or done
@@ -869,13 +958,15 @@ class MixinSession(SessionBase):
 
         :param call: of the statement that failed
         :param error: of the server, or of the way to it
+        :param until: seconds of ``time.monotonic()``: it waits for a server
+            no longer
         """
         name = call.server
         if name is None or call.decision is None:
             return False
 
         if not call.from_replica:
-            return self._may_leave_primary(call.decision, error)
+            return monotonic() < until and self._may_leave_primary(call, error)
 
         if name not in self._connections_of_replicas():
             # It refused the connection: nothing has been sent.
@@ -894,19 +985,52 @@ class MixinSession(SessionBase):
 
         return self._refused(name, call.clause, error)
 
-    def _may_leave_primary(self, decision: Decision, error: DBAPIError) -> bool:
-        """Return True where the primary refused to connect, for a mere read"""
-        unit = self._current()
-        if decision.server_name != PRIMARY or (
-            unit is not None and unit.primary is not None
-        ):
+    def _may_leave_primary(self, call: Call, error: DBAPIError) -> bool:
+        """Return True where the primary is gone, and a read may go elsewhere"""
+        decision, unit = call.decision, self._current()
+        if decision is None or decision.server_name != PRIMARY:
             return False
+
+        if unit is not None and unit.primary is not None:
+            return self._may_begin_anew(unit, unit.primary, call, error)
 
         if decision.reason not in NOT_FOR_PRIMARY:
             return False
 
         self.anyblok.monitor.report_down(PRIMARY, summary_of(error))
         self._place(Placement.without_primary)
+        if decision.reason is not Reason.PRIMARY_TAKES_READS:
+            sleep(PAUSE)
+
+        return True
+
+    def _may_begin_anew(
+        self, unit: UnitOfWork, connection: Connection, call: Call, error: Any
+    ) -> bool:
+        """End a unit of work that has only read on a primary that died
+
+        Another begins in its place, as if the application had rolled it back.
+        """
+        begun = self.get_transaction()
+        if (
+            begun is None
+            or begun.origin is not SessionTransactionOrigin.AUTOBEGIN
+            or self.anyblok.has_snapshots
+            or self.in_nested_transaction()
+            or unit.placement.wrote
+            or self.new
+            or self.dirty
+            or self.deleted
+        ):
+            return False
+
+        if not self.anyblok.statements.need_of(call.clause).is_read:
+            return False
+
+        if not is_lost(connection, error):
+            return False
+
+        self.rollback()
         return True
 
     def _connections_of_replicas(self) -> Mapping[str, Connection]:
@@ -986,10 +1110,47 @@ def _watch_flushes(session: MixinSession, unit: UnitOfWork) -> None:
     if connection is None or not session.anyblok.topology.replicas:
         return
 
+    connection.info[UNIT] = ref(unit)
+
     @event.listens_for(connection, "before_cursor_execute")
     def note_statement(*_: Any) -> None:
         if session._flushing and not unit.placement.wrote:
             unit.placement = unit.placement.with_write()
+
+
+def note_unknown_commit(connection: Connection) -> bool:
+    """Note that the answer to a COMMIT on the primary is lost
+
+    :param connection: that has sent it
+    :rtype: False where its unit of work has only read: nothing is unknown
+    """
+    found: Callable[[], UnitOfWork | None] = connection.info.get(UNIT, _no_unit)
+    unit = found()
+    if unit is None or unit.primary is not connection:
+        # Of no session that is watched.
+        return True
+
+    unit.is_unknown = unit.placement.wrote
+    return unit.is_unknown
+
+
+def has_only_read(connection: Any) -> bool:
+    """Return True where there was nothing to commit on the primary
+
+    :param connection: of the pool
+    """
+    found: Callable[[], UnitOfWork | None] = connection.info.get(UNIT, _no_unit)
+    unit = found()
+    if unit is None or unit.placement.wrote or unit.primary is None:
+        return False
+
+    mine = unit.primary
+    ended = mine.closed or mine.invalidated
+    return not ended and mine.connection is connection
+
+
+def _no_unit() -> None:
+    return None
 
 
 def _end_replica_side(session: MixinSession) -> None:
@@ -1001,7 +1162,6 @@ def _end_replica_side(session: MixinSession) -> None:
     if unit is None or session.in_nested_transaction():
         return
 
-    unit.is_committing = True
     if not unit.placement.on_primary:
         return
 
@@ -1043,14 +1203,7 @@ def _after_rollback(session: MixinSession) -> None:
     if unit is None or not session._keeps_reader():
         return
 
-    primary = unit.primary
-    if (
-        unit.is_committing
-        and unit.placement.wrote
-        and primary is not None
-        and primary.invalidated
-    ):
-        # The answer to its COMMIT was lost.
+    if unit.is_unknown:
         session.anyblok.reader().note_unknown_write(None)
     else:
         _note_fallback(session, unit)
@@ -1079,6 +1232,9 @@ def _note_end(session: MixinSession, transaction: SessionTransaction) -> None:
         return
 
     session._unit = NO_UNIT
+    if unit.slot is not None:
+        unit.slot.give_back()
+
     if not session._keeps_reader():
         return
 
@@ -1134,21 +1290,6 @@ def statement_of(statement: Any) -> Any:
         statement = statement.statement
 
     return getattr(statement, "sql_statement", statement)
-
-
-def _error_of(decision: Decision) -> Exception:
-    """Return the error of a decision without a server"""
-    because = decision.because or "The statement"
-    if decision.reason is Reason.NO_FRESH_REPLICA:
-        return NoReplicaError(
-            "Read-only mode, and no replica of --db-ro-urls has reached the "
-            "position that is asked for: try again, or set --db-ro-wait"
-        )
-
-    if decision.reason is Reason.WRITE_ON_REPLICAS:
-        return _replica_write_error(because)
-
-    return read_only_mode(because)
 
 
 def _replica_write_error(what: str) -> ReplicaWriteError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import zip_longest
 
 from sqlalchemy.engine import URL
 
@@ -75,15 +76,40 @@ class Topology:
 def place_of(url: URL) -> str:
     """Return ``host:port`` of an URL, a default where it is left out
 
-    :param url: of one server; libpq's multi-host query is shown as it is
+    :param url: of one server; libpq's several hosts are separated by a comma
     """
-    host = url.host or _text(url.query.get("host")) or "local socket"
-    port = str(url.port or "") or _text(url.query.get("port"))
-    return f"{host}:{port}" if port else host
+    return ",".join(
+        f"{host}:{port}" if port else host for host, port in places_of(url)
+    )
 
 
-def _text(value: str | tuple[str, ...] | None) -> str:
+def places_of(url: URL) -> tuple[tuple[str, str], ...]:
+    """Return the hosts and ports of an URL, as SQLAlchemy reads them
+
+    The query comes before the rest of the URL. One that names several hosts,
+    as ``host=a,b&port=1,2`` or as ``host=a:1&host=b:2``, is of one server: the
+    first of them that libpq's ``target_session_attrs`` takes.
+
+    :param url: of one server
+    :rtype: an empty text for the default port
+    """
+    given = url.query.get("host")
+    if isinstance(given, tuple):
+        # As SQLAlchemy 2.0 splits them.
+        parts = [place.partition(":") for place in given]
+        return tuple((host, port) for host, _, port in parts)
+
+    hosts = (given or url.host or "local socket").split(",")
+    ports = _texts(url.query.get("port"))
+    if not ports:
+        takes_port = given is None or len(hosts) == 1
+        ports = (str(url.port or "") if takes_port else "",) * len(hosts)
+
+    return tuple(zip_longest(hosts, ports, fillvalue=""))
+
+
+def _texts(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     if isinstance(value, tuple):
-        return ",".join(value)
+        return value
 
-    return value or ""
+    return tuple(value.split(",")) if value else ()

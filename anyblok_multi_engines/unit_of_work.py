@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
 
     from .consistency import ConsistencyToken
+    from .fallback import Slot
     from .reader import Seen
 
 
@@ -26,6 +27,7 @@ class UnitOfWork:
     """
 
     __slots__ = (
+        "__weakref__",
         "changed_schema",
         "checked",
         "checked_floor",
@@ -33,13 +35,14 @@ class UnitOfWork:
         "fell_back",
         "floor",
         "has_floor",
-        "is_committing",
+        "is_unknown",
         "placement",
         "primary",
         "reads_on",
         "root",
         "seen",
         "served",
+        "slot",
     )
 
     def __init__(self, root: SessionTransaction | None) -> None:
@@ -48,8 +51,8 @@ class UnitOfWork:
         self.placement: Placement = NOWHERE
         #: the primary's connection
         self.primary: Connection | None = None
-        #: True from the beginning of its commit
-        self.is_committing = False
+        #: True where it has written, and the answer to its COMMIT is lost
+        self.is_unknown = False
         #: the replicas' connections, by their servers
         self.reads_on: dict[str, Connection] = {}
         #: True where a replica has given it rows
@@ -67,5 +70,8 @@ class UnitOfWork:
         self.seen: Seen | None = None
         #: True where it reads from the primary for want of a fresh replica
         self.fell_back = False
+        #: its right to read from the primary for want of a replica, where
+        #: that is limited
+        self.slot: Slot | None = None
         #: True where a position has all that its reader has seen by it
         self.covered = False

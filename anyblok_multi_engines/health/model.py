@@ -22,6 +22,9 @@ from ..topology import Role
 # that is about at the limit doesn't come and go.
 HYSTERESIS = 0.8
 
+# Of the primary's URL.
+NO_PRIMARY = "it is a standby, and the option names a primary"
+
 # A server that comes back has half its share until it has answered as many
 # questions more: its caches are cold, and it may go again.
 PROVING = 5
@@ -256,6 +259,21 @@ def judge_failure(
     )
 
 
+def judge_standby(before: ServerHealth, now: float) -> ServerHealth:
+    """Return what it means that a session has met a standby as the primary
+
+    :param before: what was known of the primary
+    :param now: seconds of ``time.monotonic()``
+    """
+    return replace(
+        before,
+        status=Status.WRONG,
+        reason=NO_PRIMARY,
+        since=before.since if before.status is Status.WRONG else now,
+        ask_at=now,
+    )
+
+
 def _verdict(
     before: ServerHealth,
     role: Role,
@@ -272,7 +290,7 @@ def _verdict(
         )
 
     if role is Role.PRIMARY and seen.is_replica:
-        return Status.WRONG, "it is a standby, and the option names a primary"
+        return Status.WRONG, NO_PRIMARY
 
     if role is Role.REPLICA and not seen.is_replica:
         return Status.WRONG, "it is not in recovery: a primary, not a replica"

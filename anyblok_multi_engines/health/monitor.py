@@ -27,6 +27,7 @@ from .model import (
     Status,
     judge,
     judge_failure,
+    judge_standby,
 )
 from .probe import summary_of
 
@@ -85,6 +86,8 @@ class Monitor:
     :param limits: of the replicas
     :param positions: where the answers' positions are noted
     :param on_hung: called with the name of a server that took longer
+    :param on_moved: called where the primary's URL leads to another server
+        than before, or has to
     :param clock: seconds, monotonic
     """
 
@@ -94,6 +97,7 @@ class Monitor:
         limits: Limits,
         positions: Positions,
         on_hung: Callable[[str], None] | None = None,
+        on_moved: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._servers = {server.name: server for server in probes}
@@ -102,6 +106,7 @@ class Monitor:
         self._positions = positions
         self._timeout = limits.connect_timeout
         self._on_hung = on_hung or _do_nothing
+        self._on_moved = on_moved or _do_nothing
         self._clock = clock
         # Not the module's: tests and programs count on its state.
         self._random = Random().random
@@ -199,11 +204,25 @@ class Monitor:
             ),
         )
 
+    def report_standby(self, name: str) -> None:
+        """Note that the primary's URL has led to a standby; it is asked soon
+
+        :param name: of the primary
+        """
+        if name in self._servers:
+            now = self._clock()
+            self._publish(name, lambda known: judge_standby(known, now))
+
     def _note(self, name: str, asking: Asking) -> None:
         """Note what came of a question"""
         answer = asking.answer
         if answer is not None:
             role = self._servers[name].role
+            if role is Role.PRIMARY and self._has_moved(name, answer):
+                # Of several hosts another one may be the primary by now.
+                self._probes[name].close()
+                self._on_moved()
+
             lag = self._positions.lag_of(answer.position, self._clock())
             self._publish(
                 name,
@@ -229,6 +248,19 @@ class Monitor:
         )
         if asking.failure is None:
             self._on_hung(name)
+
+    def _has_moved(self, name: str, answer: Observation) -> bool:
+        """Return True where connections to the primary lead elsewhere"""
+        if answer.is_replica:
+            return True
+
+        before, now = self.snapshot.of(name).observation, answer.position
+        if now is None or before is None or before.position is None:
+            return False
+
+        return before.position.timeline != now.timeline or (
+            self._positions.is_left(now)
+        )
 
     def _failed(
         self, name: str, known: ServerHealth, reason: str, now: float
@@ -288,5 +320,5 @@ class Monitor:
             )
 
 
-def _do_nothing(name: str) -> None:
+def _do_nothing(*names: str) -> None:
     """Nobody wants to know"""

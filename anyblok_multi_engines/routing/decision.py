@@ -48,6 +48,17 @@ class Reason(StrEnum):
     READ_ONLY_MODE = "read_only_mode"
 
 
+# The primary takes a read that is a replica's, where it may.
+WANT_OF_REPLICA = frozenset(
+    [
+        Reason.REPLICA_LOST,
+        Reason.REPLICA_BEHIND,
+        Reason.NO_FRESH_REPLICA,
+        Reason.NO_USABLE_REPLICA,
+    ]
+)
+
+
 @dataclass(frozen=True)
 class Decision:
     """Where a statement goes, and why
@@ -87,6 +98,7 @@ class Situation:
     :param wrote_lately: True where only the primary is sure to have what the
         session has written
     :param has_primary: False in read-only mode
+    :param falls_back: False: the primary serves no read for want of a replica
     :param has_replicas: False where one server does everything
     :param loading: this thread creates, upgrades or reloads the registry
     :param unittest: the registry runs in a transaction of a test
@@ -109,6 +121,7 @@ class Situation:
     compares: bool = False
     wrote_lately: bool = False
     has_primary: bool = True
+    falls_back: bool = True
     has_replicas: bool = True
     loading: bool = False
     unittest: bool = False
@@ -273,13 +286,13 @@ def replica_lost(asked: Situation) -> Decision | None:
     if asked.compares:
         return None
 
-    return Decision(PRIMARY, Reason.REPLICA_LOST)
+    return _fallback(asked, Reason.REPLICA_LOST)
 
 
 def replica_behind(asked: Situation) -> Decision | None:
     """The unit of work has read from a replica, and needs a fresher one now"""
     if asked.placement.replica in asked.behind and asked.has_primary:
-        return Decision(PRIMARY, Reason.REPLICA_BEHIND)
+        return _fallback(asked, Reason.REPLICA_BEHIND)
 
     return None
 
@@ -308,13 +321,15 @@ def no_fresh_replica(asked: Situation) -> Decision | None:
     if not asked.behind:
         return None
 
-    server = PRIMARY if asked.has_primary else None
-    return Decision(server, Reason.NO_FRESH_REPLICA)
+    return _fallback(asked, Reason.NO_FRESH_REPLICA)
 
 
-def no_usable_replica(asked: Situation) -> Decision | None:
+def no_usable_replica(asked: Situation) -> Decision:
     """No replica will do"""
-    return _primary(asked, Reason.NO_USABLE_REPLICA, None)
+    if asked.has_primary:
+        return _fallback(asked, Reason.NO_USABLE_REPLICA)
+
+    return Decision(None, Reason.READ_ONLY_MODE)
 
 
 RULES: tuple[Rule, ...] = (
@@ -355,9 +370,7 @@ def decide(asked: Situation) -> Decision:
 def _drawn(asked: Situation, names: Sequence[str], reason: Reason) -> Decision:
     """Return one of the servers: the unit of work's own where it is there"""
     if not names:
-        return no_fresh_replica(asked) or _primary(
-            asked, Reason.NO_USABLE_REPLICA, None
-        )
+        return no_fresh_replica(asked) or no_usable_replica(asked)
 
     if asked.placement.replica in names:
         return Decision(asked.placement.replica, reason)
@@ -387,6 +400,12 @@ def _promising(asked: Situation, names: Sequence[str]) -> Sequence[str]:
         return (nearest,)
 
     return promising or names
+
+
+def _fallback(asked: Situation, reason: Reason) -> Decision:
+    """Return the primary for a read that is a replica's, if it may be"""
+    may_be = asked.has_primary and asked.falls_back
+    return Decision(PRIMARY if may_be else None, reason)
 
 
 def _primary(asked: Situation, reason: Reason, because: str | None) -> Decision:

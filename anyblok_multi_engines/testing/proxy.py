@@ -93,6 +93,16 @@ class TcpProxy:
         """
         return f"{driver}://postgres@{self.host}:{self.port}/{database}"
 
+    def forward_to(self, port: int) -> None:
+        """Forward new connections to another server; open ones live on.
+
+        It is no fault, and :meth:`heal` leaves it.
+
+        :param port: of the server, on 127.0.0.1
+        """
+        with self._condition:
+            self._target = (HOST, port)
+
     # Faults
 
     def refuse(self) -> None:

@@ -353,6 +353,76 @@ def test_reads_go_on_without_the_primary(servers, registry, fault):
         registry.rollback()
 
 
+@pytest.mark.parametrize("fault", ["stop", "kill"])
+def test_read_on_a_primary_that_dies_is_run_on_a_replica(
+    servers, registry, fault
+):
+    """Units of work that only read there, and in the middle of a statement"""
+    for replica in servers.cluster.replicas:
+        registry.monitor.report_down(replica.name, "the test says so")
+
+    assert servers.served_by(registry) == "primary"
+    timer = threading.Timer(0.5, getattr(servers.cluster.primary, fault))
+    for replica in servers.cluster.replicas:
+        registry.monitor.report_ready(replica.name)
+
+    timer.start()
+    port = text("SELECT current_setting('port') FROM pg_sleep(:seconds)")
+    found = registry.execute(port, {"seconds": 2}).scalar()
+    assert servers.names[found] in ("replica1", "replica2")
+    registry.commit()
+    timer.join()
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_end_of_what_has_only_read_is_no_error(servers, registry, end):
+    """Though the primary has died since"""
+    with registry.use_primary():
+        assert servers.served_by(registry) == "primary"
+
+    servers.cluster.primary.kill()
+    getattr(registry, end)()
+    assert units_of_work(registry, servers) == {"replica1", "replica2"}
+
+
+def test_rollback_of_a_write_on_a_primary_that_has_died_is_no_error(
+    servers, registry
+):
+    registry.Book.insert(title="x")
+    registry.flush()
+    servers.cluster.primary.kill()
+    registry.rollback()
+    assert units_of_work(registry, servers) == {"replica1", "replica2"}
+
+
+def test_write_on_a_primary_that_dies_is_an_error(servers, registry):
+    registry.Book.insert(title="x")
+    servers.cluster.primary.kill()
+    with pytest.raises(OperationalError):
+        registry.Book.query().count()
+
+    registry.rollback()
+    assert registry.Book.query().count() == 0
+
+
+def test_read_waits_for_a_server_where_there_is_none(servers, registry):
+    """The time that a failover takes, and no longer"""
+    units_of_work(registry, servers)
+    for server in servers.cluster.servers:
+        server.stop()
+
+    start = time.monotonic()
+    with pytest.raises(OperationalError):
+        servers.served_by(registry)
+
+    registry.rollback()
+    assert 1.5 < time.monotonic() - start < 10.0
+    timer = threading.Timer(0.5, servers.cluster.primary.start)
+    timer.start()
+    assert servers.served_by(registry) == "primary"
+    timer.join()
+
+
 def test_reads_go_on_while_the_primary_hangs(servers, registry):
     for hangs in (False, True):
         with registry.use_primary():

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import pytest
 from sqlalchemy import event, func, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
 from anyblok_multi_engines.consistency import (
     ConsistencyToken,
@@ -21,6 +21,7 @@ from anyblok_multi_engines.consistency import (
     format_lsn,
 )
 from anyblok_multi_engines.errors import (
+    CommitUnknownError,
     ConsistencyTokenError,
     NoReplicaError,
     OptionError,
@@ -470,12 +471,15 @@ class TestAsIfNothingHadHappened:
         @event.listens_for(registry.session, "before_commit", once=True)
         def lose(session):
             session.flush()
-            primary = servers.cluster.primary
-            primary.terminate_backends(servers.database)
+            proxy.blackhole()
+            cut.start()
 
-        with pytest.raises(DBAPIError):
+        cut = threading.Timer(0.1, proxy.drop)
+        with pytest.raises(CommitUnknownError):
             registry.commit()
 
+        cut.join()
+        proxy.heal()
         registry.rollback()
         assert titles(registry) == {"old"}
         assert registry.consistency_token() != before

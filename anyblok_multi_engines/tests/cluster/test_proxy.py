@@ -68,6 +68,22 @@ def test_refuse_is_for_new_connections(proxy: TcpProxy, connect: Any) -> None:
     connect(proxy.url())
 
 
+def test_new_connections_may_be_forwarded_elsewhere(
+    anyblok_cluster: Cluster, proxy: TcpProxy, connect: Any
+) -> None:
+    session = connect(proxy.url())
+    other = anyblok_cluster.replicas[1].port
+    proxy.forward_to(other)
+
+    def leads_to(connection: Any) -> int:
+        cursor = connection.cursor()
+        cursor.execute("select current_setting('port')::int")
+        return int(cursor.fetchone()[0])
+
+    assert leads_to(session) == anyblok_cluster.replicas[0].port
+    assert leads_to(connect(proxy.url())) == other
+
+
 def test_blackhole_answers_nobody_until_it_is_healed(
     proxy: TcpProxy, connect: Any
 ) -> None:

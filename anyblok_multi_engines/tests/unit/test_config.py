@@ -19,6 +19,7 @@ from anyblok_multi_engines import config
 from anyblok_multi_engines.config import complete_options, get_url, topology
 from anyblok_multi_engines.errors import NoPrimaryError, OptionError
 from anyblok_multi_engines.routing.balancing import Policy
+from anyblok_multi_engines.topology import place_of
 
 PRIMARY = "postgresql://one:s3cr3t@p:5432/db"
 REPLICA1 = "postgresql://two:s3cr3t@r1:5432/db"
@@ -121,6 +122,63 @@ class TestTopology:
     def test_a_replica_may_be_the_primary_itself(self, options):
         options(db_url=PRIMARY, db_ro_urls=[PRIMARY])
         assert places() == ["primary (p:5432)", "replica1 (p:5432)"]
+
+
+SEVERAL = [
+    ("postgresql://u@/db?host=a,b&port=1,2", "a:1,b:2"),
+    ("postgresql://u@/db?host=a:1&host=b:2", "a:1,b:2"),
+    ("postgresql://u@/db?host=a:1&host=b", "a:1,b"),
+    ("postgresql://u@/db?host=a,b", "a,b"),
+    ("postgresql://u@a,b:5/db", "a:5,b:5"),
+    # The query comes before the rest of the URL.
+    ("postgresql://u@c:9/db?host=a,b", "a,b"),
+    ("postgresql://u@c:9/db?host=a", "a:9"),
+    ("postgresql://u@c/db?port=9", "c:9"),
+    ("postgresql:///db", "local socket"),
+]
+
+
+class TestSeveralHosts:
+    """They are one server"""
+
+    @pytest.mark.parametrize(("url", "place"), SEVERAL)
+    @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+    def test_are_those_of_sqlalchemy(self, url, place, driver):
+        parsed = make_url(url).set(drivername=f"postgresql+{driver}")
+        assert place_of(parsed) == place
+        _, told = parsed.get_dialect()().create_connect_args(parsed)
+        hosts = told.get("host", "local socket").split(",")
+        ports = str(told.get("port", "")).split(",")
+        ports = ports * len(hosts) if len(ports) == 1 else ports
+        assert place == ",".join(
+            f"{host}:{port}" if port else host
+            for host, port in zip(hosts, ports, strict=True)
+        )
+
+    @pytest.mark.parametrize("option", ["db_url", "db_wo_url"])
+    def test_are_one_server_of_each_option(self, options, option):
+        url = SEVERAL[0][0] + "&target_session_attrs=read-write"
+        options(**{option: url, "db_ro_urls": SEVERAL[1][0]})
+        known = topology()
+        assert places() == ["primary (a:1,b:2)", "replica1 (a:1,b:2)"]
+        assert known.primary.url == get_url() == make_url(url)
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            (SEVERAL[0][0], SEVERAL[1][0]),
+            ("postgresql://u@/db?host=a,b", "postgresql://u@a,b:5432/db"),
+        ],
+    )
+    def test_are_the_same_in_both_forms(self, options, one, other):
+        options(db_wo_url=PRIMARY, db_ro_urls=[one, other])
+        with pytest.raises(OptionError, match="same server twice"):
+            topology()
+
+    def test_in_another_order_prefer_another(self, options):
+        urls = [f"postgresql://u@/db?host={x}" for x in ("a,b", "b,a")]
+        options(db_wo_url=PRIMARY, db_ro_urls=urls)
+        assert len(topology().replicas) == 2
 
 
 class TestReplicaUrls:
@@ -301,6 +359,18 @@ BAD = [
             "db_ro_urls": [REPLICA2, f"{REPLICA2[:-3]}:5432/db"],
         },
         "the same server twice",
+    ),
+    (
+        {"db_url": "postgresql://u:s3cr3t@a:1,b:2/db"},
+        "?host=a:1&host=b:2",
+    ),
+    (
+        {"db_wo_url": "postgresql://u:s3cr3t@/db?host=a,b&port=1,2,3"},
+        "--db-wo-url: number of hosts and ports don't match",
+    ),
+    (
+        {"db_ro_urls": ["postgresql://u:s3cr3t@/db?host=a:1&host=b:2&port=3"]},
+        "--db-ro-urls, URL number 1: Can't mix 'multihost' formats",
     ),
     ({}, "give --db-url"),
 ]

@@ -9,6 +9,7 @@ import pytest
 
 from anyblok_multi_engines.routing.decision import (
     RULES,
+    WANT_OF_REPLICA,
     Decision,
     Reason,
     Situation,
@@ -234,6 +235,47 @@ def test_first_write_moves_the_unit_of_work_for_good():
 def test_another_replica_takes_the_place_of_one_that_is_lost():
     moved = ON_REPLICA1.with_replica("replica2")
     assert decided(placement=moved, draw=0.0).server_name == "replica2"
+
+
+LOST = ON_REPLICA1.with_lost("replica1", served=True)
+WANTED = {
+    Reason.REPLICA_LOST: {"placement": LOST, "usable": ("replica2",)},
+    Reason.REPLICA_BEHIND: {"placement": ON_REPLICA1, "behind": {"replica1"}},
+    Reason.NO_FRESH_REPLICA: {"behind": BOTH},
+    Reason.NO_USABLE_REPLICA: {"usable": ()},
+}
+
+
+class TestFallback:
+    def test_every_reason_is_tried(self):
+        assert set(WANTED) == WANT_OF_REPLICA
+
+    @pytest.mark.parametrize("reason", WANTED)
+    def test_primary_serves_if_it_may(self, reason):
+        facts = WANTED[reason]
+        assert decided(**facts) == Decision("primary", reason)
+        assert decided(falls_back=False, **facts) == Decision(None, reason)
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {"need": WRITE},
+            {"need": UNPROVEN},
+            {"flushing": True},
+            {"intent": Intent.PRIMARY},
+            {"wanted": "primary"},
+            {"placement": ON_PRIMARY},
+            {"placement": WROTE},
+            {"pinned": True},
+            {"loading": True},
+            {"wrote_lately": True},
+            {"usable": ("primary",)},
+        ],
+        ids=str,
+    )
+    def test_others_are_not_concerned(self, facts):
+        decision = decided(falls_back=False, **{"usable": (), **facts})
+        assert decision.server_name == "primary"
 
 
 class TestReadOnlyMode:

@@ -133,6 +133,8 @@ def test_every_option_is_told():
         "--db-ro-max-lag-bytes",
         "--db-ro-max-backoff",
         "--db-ro-connect-timeout",
+        "--db-ro-fallback",
+        "--db-ro-fallback-limit",
         "--db-ro-policy",
         "--db-ro-weights",
         "--db-ro-sticky",

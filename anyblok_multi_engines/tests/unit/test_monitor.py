@@ -12,6 +12,7 @@ import time
 import pytest
 from sqlalchemy.engine import make_url
 
+from anyblok_multi_engines.consistency import ConsistencyToken
 from anyblok_multi_engines.health.model import (
     Limits,
     Observation,
@@ -19,7 +20,7 @@ from anyblok_multi_engines.health.model import (
     Status,
 )
 from anyblok_multi_engines.health.monitor import Monitor
-from anyblok_multi_engines.positions import Positions
+from anyblok_multi_engines.positions import Known, Positions
 from anyblok_multi_engines.testing import wait_until
 from anyblok_multi_engines.topology import Role, Server
 
@@ -34,7 +35,7 @@ class Probe:
 
     def __init__(self, is_replica=True):
         self.is_replica = is_replica
-        self.failure = self.pool = None
+        self.failure = self.pool = self.position = None
         self.asked = 0
         self.may_answer = threading.Event()
         self.may_answer.set()
@@ -49,7 +50,7 @@ class Probe:
         if self.failure is not None:
             raise self.failure
 
-        return Observation(0.0, 0.001, self.is_replica, None)
+        return Observation(0.0, 0.001, self.is_replica, self.position)
 
     def pool_use(self):
         return self.pool
@@ -67,6 +68,8 @@ class Probed:
     def __init__(self):
         self.now = 10.0
         self.hung = []
+        self.moved = []
+        self.positions = Positions()
         self.probes = {
             "primary": Probe(is_replica=False),
             "replica1": Probe(),
@@ -79,8 +82,9 @@ class Probed:
         self.monitor = Monitor(
             servers,
             Limits(interval=0.01, max_backoff=0.05, connect_timeout=0.3),
-            Positions(),
+            self.positions,
             on_hung=self.hung.append,
+            on_moved=lambda: self.moved.append(self.now),
             clock=lambda: self.now,
         )
 
@@ -163,6 +167,46 @@ def test_wrong_server_is_an_error_and_serves_nothing(probed, caplog):
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert "replica1 (replica1) is not used: it is not in rec" in caplog.text
+
+
+class TestPrimary:
+    def test_that_is_a_standby_is_left_at_each_check(self, probed):
+        primary = probed.probes["primary"]
+        primary.is_replica = True
+        for number in (1, 2):
+            probed.monitor.step()
+            assert probed.status("primary") is Status.WRONG
+            assert primary.is_closed
+            assert len(probed.moved) == number
+
+        primary.is_replica = False
+        probed.monitor.step()
+        assert probed.status("primary") is Status.READY
+        assert len(probed.moved) == 2
+
+    def test_of_another_timeline_is_left_once(self, probed):
+        primary = probed.probes["primary"]
+        for timeline, times in ((1, 0), (1, 0), (2, 1), (2, 1), (1, 2)):
+            primary.position = ConsistencyToken(7, timeline, 100)
+            probed.positions.note_primary(Known(0.0, primary.position))
+            probed.monitor.step()
+            assert len(probed.moved) == times
+
+        # The one of before the promotion lives on.
+        assert probed.positions.timeline == 2
+        probed.monitor.step()
+        assert len(probed.moved) == 3
+
+    def test_that_a_session_has_found_to_be_a_standby_is_asked_at_once(
+        self, probed, caplog
+    ):
+        probed.monitor.step()
+        for _ in range(2):
+            probed.monitor.report_standby("primary")
+
+        health = probed.monitor.snapshot.of("primary")
+        assert (health.status, health.ask_at) == (Status.WRONG, probed.now)
+        assert caplog.text.count("it is a standby") == 1
 
 
 def test_server_that_hangs_holds_up_nobody(probed):
