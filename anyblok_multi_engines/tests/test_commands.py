@@ -207,7 +207,7 @@ def test_configuration_file(command, empty_servers, separator):
         SCRIPT + "print(*map(str, registry.topology.replicas))", *options
     )
     for port in (one, two):
-        assert f"(127.0.0.1,127.0.0.1:{port},{port})" in said
+        assert f"(127.0.0.1:{port},127.0.0.1:{port})" in said
 
     port = said.partition("read by ")[2].split()[0]
     assert servers.names[port] in ("replica1", "replica2")

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
+from anyblok_multi_engines.engines import has_ended
 from anyblok_multi_engines.errors import (
     CommitUnknownError,
     MultiEnginesException,
@@ -268,9 +269,9 @@ class TestIsNot:
         registry.execute(
             text("SET LOCAL idle_in_transaction_session_timeout = '10ms'")
         )
+        connection = registry.session.connection().connection
         wait_until(
-            "it was not ended",
-            lambda: not activity(servers, "state = 'idle in transaction'"),
+            "it was not ended", lambda: has_ended(connection.dbapi_connection)
         )
         self.fails(registry.commit)
         registry.rollback()
