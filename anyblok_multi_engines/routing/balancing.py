@@ -74,6 +74,9 @@ class Balancer:
 
         :param names: at least one
         """
+        if len(names) == 1:
+            return names[0]
+
         if self._policy is Policy.ROUND_ROBIN:
             name, self._credits = self._turn(names)
             return name
