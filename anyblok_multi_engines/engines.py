@@ -257,6 +257,15 @@ def is_in_transaction(driver: Any) -> bool:
     return int(driver.info.transaction_status) != 0
 
 
+def has_begun(driver: Any) -> bool:
+    """Return True where a transaction is open, as far as the driver tells
+
+    :param driver: a connection, of any driver
+    """
+    info = getattr(driver, "info", None)
+    return hasattr(info, "transaction_status") and is_in_transaction(driver)
+
+
 def is_lost(connection: Connection, error: DBAPIError) -> bool:
     """Return True where a statement failed because its connection has ended
 

@@ -531,6 +531,10 @@ class Freshness:
         try:
             return self._visible(self._primary_now())
         except Behind:
+            if not self._is_down(PRIMARY):
+                # It has no time for this question, and may serve all the same.
+                raise
+
             found = [self._received(x) for x in usable if x != PRIMARY]
             position = None
             for each in found:

@@ -40,6 +40,7 @@ from . import provenance, write_guard
 from .consistency import ConsistencyToken, freshest
 from .engines import (
     end_now,
+    has_begun,
     is_in_transaction,
     is_lost,
     read_only_mode,
@@ -74,10 +75,12 @@ else:
 
 logger = getLogger(__name__)
 
-# A standby's refusals: read_only_sql_transaction, feature_not_supported,
-# object_not_in_prerequisite_state (currval() of a sequence that only the
-# primary's connection has used).
-REFUSALS = frozenset(["25006", "0A000", "55000"])
+# A standby's refusals: read_only_sql_transaction, feature_not_supported.
+REFUSALS = frozenset(["25006", "0A000"])
+
+# Of feature_not_supported, what is no refusal: a prepared statement whose
+# columns have changed. Named by PostgreSQL's own function.
+STALE_PLAN = "RevalidateCachedQuery"
 
 # What fails on this replica and may not on another server: it conflicts with
 # the replay (serialization_failure, deadlock_detected), or with DDL that has
@@ -110,6 +113,9 @@ DRAWN = frozenset([Reason.PRIMARY_TAKES_READS, Reason.USABLE_REPLICA])
 # and no replica will do; and between two looks.
 PATIENCE = 2.0
 PAUSE = 0.05
+
+# What says nothing of what a unit of work does.
+SAVEPOINTS = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
 
 # The execution option that says which schemas are meant.
 TRANSLATION = "schema_translate_map"
@@ -228,6 +234,9 @@ class MixinSession(SessionBase):
     #: True in a session that AnyBlok asks something aside: what it sees is
     #: of no consequence for what its thread reads
     is_aside = False
+
+    # True from the decision on a proven read to its execution.
+    _is_reading = False
 
     # What is known of the unit of work that began last. Of this session and
     # its thread alone; another root transaction starts from nothing.
@@ -785,6 +794,11 @@ class MixinSession(SessionBase):
             call.clause = clause
             call.server = self.anyblok.server_name_of(bound.engine)
             call.from_replica = call.server not in (None, PRIMARY)
+            self._is_reading = self._is_proven(call)
+
+    def _is_proven(self, call: Call) -> bool:
+        """Return True where a statement is proven to be a plain read"""
+        return bool(self.anyblok.statements.need_of(call.clause).is_read)
 
     def _take_slot(self, slots: Slots) -> None:
         """Let this unit of work read from the primary for want of a replica
@@ -830,6 +844,7 @@ class MixinSession(SessionBase):
         if call.from_replica:
             return
 
+        self._is_reading = self._is_proven(call)
         slots = self.anyblok.slots
         if slots is not None and decision.reason in WANT_OF_REPLICA:
             self._take_slot(slots)
@@ -887,6 +902,8 @@ class MixinSession(SessionBase):
                     return result
 
                 wanted = PRIMARY
+            finally:
+                self._is_reading = False
 
     def _is_missing(self, call: Call, result: Any) -> bool:
         """Return True where a replica has not the row of a known instance
@@ -980,7 +997,7 @@ class MixinSession(SessionBase):
         if is_lost(self._connections_of_replicas()[name], error):
             return self._leave_lost(name)
 
-        if sqlstate_of(error.orig) in FAILS_HERE:
+        if sqlstate_of(error.orig) in FAILS_HERE or _is_stale_plan(error.orig):
             return self._leave_lost(name)
 
         return self._refused(name, call.clause, error)
@@ -997,7 +1014,8 @@ class MixinSession(SessionBase):
         if decision.reason not in NOT_FOR_PRIMARY:
             return False
 
-        self.anyblok.monitor.report_down(PRIMARY, summary_of(error))
+        # It may be full, and not gone.
+        self.anyblok.monitor.step([PRIMARY])
         self._place(Placement.without_primary)
         if decision.reason is not Reason.PRIMARY_TAKES_READS:
             sleep(PAUSE)
@@ -1067,6 +1085,11 @@ class MixinSession(SessionBase):
         return True
 
 
+def _is_stale_plan(error: Any) -> bool:
+    diagnosis = getattr(error, "diag", None)
+    return getattr(diagnosis, "source_function", None) == STALE_PLAN
+
+
 def _note_clause(state: ORMExecuteState) -> None:
     """Have the decision made on what other listeners made of a statement"""
     state.bind_arguments["clause"] = state.statement
@@ -1093,7 +1116,8 @@ def _record_placement(
         after = before if kept else before.with_replica(name)
     else:
         unit.primary = connection
-        _watch_flushes(session, unit)
+        _watch_writes(session, unit)
+        before = unit.placement
         # AnyBlok marks what a One2Many has loaded as changed, and the flush of
         # the next query has nothing to send: that ends no reads from a replica.
         after = before
@@ -1104,17 +1128,28 @@ def _record_placement(
     unit.placement = after
 
 
-def _watch_flushes(session: MixinSession, unit: UnitOfWork) -> None:
-    """Note a write when a flush sends something, and not before"""
+def _watch_writes(session: MixinSession, unit: UnitOfWork) -> None:
+    """Note whatever is sent to the primary, but for a proven read, as a write
+
+    Before it is sent: what becomes of it afterwards says nothing. A flush that
+    sends nothing is none.
+    """
     connection = unit.primary
     if connection is None or not session.anyblok.topology.replicas:
         return
 
     connection.info[UNIT] = ref(unit)
+    if has_begun(connection.connection.dbapi_connection):
+        # Somebody else has, and nobody knows for what.
+        unit.placement = unit.placement.with_write()
 
     @event.listens_for(connection, "before_cursor_execute")
-    def note_statement(*_: Any) -> None:
-        if session._flushing and not unit.placement.wrote:
+    def note_statement(_: Any, __: Any, statement: str, *___: Any) -> None:
+        # The read is one statement, and a listener may send another.
+        is_read, session._is_reading = session._is_reading, False
+        if not (
+            is_read or unit.placement.wrote or statement.startswith(SAVEPOINTS)
+        ):
             unit.placement = unit.placement.with_write()
 
 

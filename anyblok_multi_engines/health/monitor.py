@@ -162,19 +162,20 @@ class Monitor:
 
         :param names: of the servers; None: all
         """
-        asked = [
-            name
-            for name in (self._probes if names is None else names)
-            # Not again while one hangs.
-            if name not in self._asking or not self._asking[name].is_alive()
-        ]
-        for name in asked:
-            self._asking[name] = Asking(self._probes[name])
-            self._asking[name].start()
+        asked = {}
+        with self._lock:
+            for name in self._probes if names is None else names:
+                before = self._asking.get(name)
+                if before is None or not before.is_alive():
+                    # Not again while one hangs, or another thread asks.
+                    asked[name] = self._asking[name] = Asking(
+                        self._probes[name]
+                    )
+                    asked[name].start()
 
         deadline = time.monotonic() + self._timeout
         for name in sorted(asked, key=self._is_replica):
-            asking = self._asking[name]
+            asking = asked[name]
             asking.join(max(0.0, deadline - time.monotonic()))
             self._note(name, asking)
 
