@@ -303,8 +303,8 @@ def functions(option: str) -> frozenset[str]:
     for name in names:
         if not FUNCTION.fullmatch(name):
             raise OptionError(
-                f"{option}: {name!r} is no function's name; write name or "
-                "schema.name, without arguments"
+                f"{option}: {_shown(name)} is no function's name; write name "
+                "or schema.name, without arguments"
             )
 
     return frozenset(_folded(name) for name in names)
@@ -318,7 +318,7 @@ def write_guard() -> bool:
     value = _option("db_ro_write_guard") or WRITE_GUARDS[0]
     if value not in WRITE_GUARDS:
         raise OptionError(
-            f"--db-ro-write-guard: {value!r}; write one of "
+            f"--db-ro-write-guard: {_shown(value)}; write one of "
             + ", ".join(WRITE_GUARDS)
         )
 
@@ -333,7 +333,8 @@ def policy() -> Policy:
     value = _option("db_ro_policy") or Policy.RANDOM
     if value not in POLICIES:
         raise OptionError(
-            f"--db-ro-policy: {value!r}; write one of " + ", ".join(POLICIES)
+            f"--db-ro-policy: {_shown(value)}; write one of "
+            + ", ".join(POLICIES)
         )
 
     return Policy(value)
@@ -347,7 +348,7 @@ def freshness() -> FreshnessOptions:
     value = _option("db_ro_consistency") or FreshnessOptions.consistency
     if value not in CONSISTENCIES:
         raise OptionError(
-            f"--db-ro-consistency: {value!r}; write one of "
+            f"--db-ro-consistency: {_shown(value)}; write one of "
             + ", ".join(CONSISTENCIES)
         )
 
@@ -393,7 +394,8 @@ def fallback() -> Fallback:
     value = _option("db_ro_fallback") or FALLBACKS[0]
     if value not in FALLBACKS:
         raise OptionError(
-            f"--db-ro-fallback: {value!r}; write one of " + ", ".join(FALLBACKS)
+            f"--db-ro-fallback: {_shown(value)}; write one of "
+            + ", ".join(FALLBACKS)
         )
 
     limit = _count("--db-ro-fallback-limit")
@@ -420,7 +422,7 @@ def _count(option: str) -> int | None:
         if number > 0:
             return number
 
-    raise OptionError(f"{option}: {value!r}; write a number, 1 or more")
+    raise OptionError(f"{option}: {_shown(value)}; write a number, 1 or more")
 
 
 def _seconds(option: str) -> float | None:
@@ -437,7 +439,14 @@ def _seconds(option: str) -> float | None:
         if 0 <= seconds < float("inf"):
             return seconds
 
-    raise OptionError(f"{option}: {value!r}; write seconds, such as 2 or 0.5")
+    raise OptionError(
+        f"{option}: {_shown(value)}; write seconds, such as 2 or 0.5"
+    )
+
+
+def _shown(value: Any) -> str:
+    """Return a wrong value for a message; an URL's password is left out"""
+    return re.sub(r"//\S*@", "//***@", repr(value))
 
 
 def is_configured() -> bool:
@@ -528,7 +537,8 @@ def _weight(text: str) -> float:
             return weight
 
     raise OptionError(
-        f"--db-ro-weights: {text!r}; write numbers, 0 or more, such as 9 or 0.5"
+        f"--db-ro-weights: {_shown(text)}; write numbers, 0 or more, such as "
+        "9 or 0.5"
     )
 
 

@@ -30,7 +30,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, NoSuchModuleError
 from sqlalchemy.pool import QueuePool
 
 from .errors import CommitUnknownError, NoPrimaryError, OptionError
-from .topology import Role, Server, places_of
+from .topology import Role, Server
 
 logger = getLogger(__name__)
 
@@ -83,8 +83,7 @@ def create(
     options: Mapping[str, Any],
     *,
     transactional: bool = False,
-    connect_timeout: float = LEAST_CONNECT_TIMEOUT,
-    aside: bool = False,
+    connect_timeout: float | None = None,
 ) -> Engine:
     """Return the engine of a server; nothing is connected yet
 
@@ -93,15 +92,13 @@ def create(
     :param transactional: True: a replica has real transactions too, with
         savepoints; False: each of its statements stands alone where the
         isolation level allows it
-    :param connect_timeout: seconds that a connection may take, to a replica or
-        to one of several hosts
-    :param aside: True: for questions of our own, which give up on a primary
-        too
+    :param connect_timeout: seconds that a connection may take; None: as long
+        as the driver waits
     :exception: OptionError, where the dialect or its driver isn't there
     """
     url = server.url
     options = {**options, "future": True}
-    if aside or server.role is Role.REPLICA or len(places_of(url)) > 1:
+    if connect_timeout is not None:
         options = _with_timeout(url, options, connect_timeout)
 
     if server.role is Role.REPLICA:
@@ -327,31 +324,59 @@ class Records:
         with self._lock:
             return iter(list(self._records))
 
+    def of_parent(self) -> list[Any]:
+        """Return them in a forked process, where no other thread is"""
+        return list(self._records)
+
 
 def track(engine: Engine) -> None:
     """Know the connections of an engine's pools, to cut or throw them away
 
     :param engine: that is new
     """
-    records = _records[engine.dialect] = Records()
+    dialect = engine.dialect
+    _records[dialect] = Records()
 
     @event.listens_for(engine, "connect")
     def note(driver: Any, record: Any) -> None:
-        records.add(record)
+        _records[dialect].add(record)
 
 
-def cut_off(engine: Engine) -> None:
+def cut_off(engine: Engine, may_end: Callable[[Any], bool]) -> None:
     """End what waits for a server that doesn't answer
 
     The sockets are shut down under the threads that wait; what is in the pool
     is made anew when it is needed.
 
     :param engine: of the server
+    :param may_end: says of a connection's info whether it may be cut off
     """
     for record in _records.get(engine.dialect, ()):
         driver = record.dbapi_connection
-        if driver is not None:
+        if driver is not None and may_end(record.info):
             shut_down(driver)
+
+
+def leave_to_parent(engine: Engine) -> None:
+    """Leave an engine's connections to the parent of this forked process
+
+    Those in use, too. To this process they have ended: what it sends on them,
+    were it the end of one, would be the parent's.
+
+    :param engine: that is tracked
+    """
+    before = _records.get(engine.dialect)
+    if before is None:
+        return
+
+    # A lock in it may be held by a thread that isn't here.
+    _records[engine.dialect] = Records()
+    ended, other = socket.socketpair()
+    other.close()
+    with ended:
+        for record in before.of_parent():
+            with suppress(Exception):
+                os.dup2(ended.fileno(), record.dbapi_connection.fileno())
 
 
 def living(engine: Engine) -> Iterator[Any]:

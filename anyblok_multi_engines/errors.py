@@ -46,6 +46,22 @@ class CommitUnknownError(MultiEnginesException, OperationalError):
         )
 
 
+class SnapshotLostError(MultiEnginesException, OperationalError):
+    """The snapshot of a unit of work is gone with its replica
+
+    Under REPEATABLE READ and SERIALIZABLE. Nothing was written: the unit of
+    work may be done again from its beginning. ``orig`` is the driver's error.
+    """
+
+    def __str__(self) -> str:
+        reason = str(self.orig).strip().partition("\n")[0]
+        return (
+            f"The replica that this unit of work reads from is lost ({reason}),"
+            " and its snapshot with it: what follows would be of another one. "
+            "Roll back, and do the unit of work again from its beginning"
+        )
+
+
 class ServerUnavailableError(MultiEnginesException):
     """A server did not answer where nothing else could take its place"""
 

@@ -123,6 +123,19 @@ class Freshness:
             self._fall_back("The dialect has no positions")
             self._lost_until = 0.0
 
+    def follow(self, parent: Freshness, registry: Any) -> None:
+        """Know in a forked process what this thread knew before
+
+        :param parent: of the process that was forked
+        :param registry: that is read from
+        """
+        self.has_positions = parent.has_positions
+        for mine, theirs in (
+            (self.process, parent.process),
+            (self.reader(registry), parent.reader(registry)),
+        ):
+            mine.knows = theirs.knows.without_instances()
+
     @property
     def keeps_sessions(self) -> bool:
         """Return True where a session sees what it has seen before"""

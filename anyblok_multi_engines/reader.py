@@ -62,6 +62,12 @@ class Knowledge:
     server: str | None = None
     units: int = 0
 
+    def without_instances(self) -> Knowledge:
+        """Return the same for another process, which has asked nobody yet"""
+        return replace(
+            self, seen=tuple(Seen(x.server, None, x.at) for x in self.seen)
+        )
+
 
 @dataclass(eq=False)
 class Reader:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from logging import getLogger
 from random import choice, random
@@ -51,10 +51,11 @@ from .session import (
     Block,
     MixinSession,
     has_only_read,
+    is_only_reading,
     note_unknown_commit,
     statement_of,
 )
-from .topology import Role, Server, Topology
+from .topology import Role, Server, Topology, places_of
 
 __all__ = [
     "MixinSession",
@@ -242,7 +243,16 @@ class MultiEngines(RegistryBase):
         self.slots = None if limit is None else Slots(limit)
 
     def _engine_for(self, server: Server, aside: bool = False) -> Engine:
+        timeout = None
+        if self.topology.replicas or len(places_of(server.url)) > 1:
+            # There is another server to ask.
+            timeout = self._limits.connect_timeout
+
         options = self.init_engine_options(server.url)
+        if aside and "poolclass" not in options:
+            # Nobody waits for those who wait for a server that hangs.
+            options = {**options, "max_overflow": -1}
+
         level = engines.standby_isolation_level(
             options.get("isolation_level") or ""
         )
@@ -251,8 +261,7 @@ class MultiEngines(RegistryBase):
             server,
             options,
             transactional=bool(self.unittest or self.topology.read_only),
-            connect_timeout=self._limits.connect_timeout,
-            aside=aside,
+            connect_timeout=timeout,
         )
         if self.topology.read_only:
             engines.tell_the_missing_option(engine, server)
@@ -260,10 +269,26 @@ class MultiEngines(RegistryBase):
         self.apply_engine_events(engine)
         if server.role is Role.REPLICA:
             self._identify(server.name, engine)
+            if not aside:
+                self._refuse_while_down(server.name, engine)
         else:
             self._watch_primary(engine)
 
         return engine
+
+    def _refuse_while_down(self, name: str, engine: Engine) -> None:
+        """Have nobody wait for a connection to a replica that doesn't answer
+
+        Who has waited for one of the pool's connects as soon as it is free.
+        """
+
+        @event.listens_for(engine, "do_connect")
+        def refuse(dialect: Any, *_: Any) -> None:
+            down = self.monitor.snapshot.down
+            if name in down and name not in self.usable_readers():
+                raise dialect.loaded_dbapi.OperationalError(
+                    f"{name} is down: {self.health().of(name).reason}"
+                )
 
     def engine_aside(self, server_name: str) -> Engine:
         """Return a server's engine for questions of our own
@@ -348,34 +373,45 @@ class MultiEngines(RegistryBase):
         """Leave the connections and the threads to the parent of this process
 
         Called in each process that is forked: what it has of them, it shares
-        with its parent.
+        with its parent. A unit of work that is open stays the parent's.
         """
         for engine in self._all_engines():
-            engine.dispose(close=False)
+            engines.leave_to_parent(engine)
 
         # A lock in them may be held by a thread that isn't here.
         before, was_running = self.monitor, self.monitor.is_running
-        self.freshness = self._new_freshness(self.freshness.options)
+        freshness = self.freshness
+        self.freshness = self._new_freshness(freshness.options)
+        self.freshness.follow(freshness, self)
         self.monitor = self._new_monitor()
         self.monitor.snapshot = before.snapshot
         self._check_fallback()
         # The processes of one parent don't all begin with the same server.
         self.balancer = self._new_balancer()
+        if self.Session is not None and self.Session.registry.has():
+            # Its unit of work is the parent's.
+            with suppress(Exception):
+                self.Session().rollback()
+
+        for engine in self._all_engines():
+            engine.dispose(close=False)
+
         if was_running:
             self.monitor.start()
 
     def _cut_off(self, name: str) -> None:
         """Leave the connections to a server that hangs
 
-        What waits for a replica ends.
+        What waits for a replica ends, and what only reads from the primary.
 
         :param name: of the server
         """
         self.freshness.cut_off(name)
         if self.is_replica(name):
-            engines.cut_off(self._engines[name])
+            engines.cut_off(self._engines[name], lambda _: True)
         else:
             # What is being written there may be done in time.
+            engines.cut_off(self._engines[name], is_only_reading)
             self._leave_primary()
 
     def _identify(self, name: str, engine: Engine) -> None:

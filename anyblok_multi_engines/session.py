@@ -27,6 +27,7 @@ from weakref import ref
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import (
     ORMExecuteState,
     Query,
@@ -46,7 +47,12 @@ from .engines import (
     read_only_mode,
     sqlstate_of,
 )
-from .errors import NoReplicaError, ReplicaWriteError, UnknownServerError
+from .errors import (
+    NoReplicaError,
+    ReplicaWriteError,
+    SnapshotLostError,
+    UnknownServerError,
+)
 from .freshness import Behind
 from .health.probe import summary_of
 from .reader import Reader, Seen
@@ -86,8 +92,10 @@ STALE_PLAN = "RevalidateCachedQuery"
 # the replay (serialization_failure, deadlock_detected), or with DDL that has
 # not been replayed there, and the primary's catalogue has (undefined_table,
 # undefined_column, undefined_function, undefined_object, invalid_schema_name).
+# object_not_in_prerequisite_state: currval() of a sequence that only the
+# primary's connection has used, a materialized view that isn't filled yet.
 FAILS_HERE = frozenset(
-    ["40001", "40P01", "42P01", "42703", "42883", "42704", "3F000"]
+    ["40001", "40P01", "42P01", "42703", "42883", "42704", "3F000", "55000"]
 )
 
 # For want of a replica that is fresh enough.
@@ -377,6 +385,15 @@ class MixinSession(SessionBase):
         unit = self._unit
         if unit.root is None or unit.root is not self.get_transaction():
             return None
+
+        return unit
+
+    def _begun(self) -> UnitOfWork:
+        """Return this unit of work, which begins here if it hasn't yet"""
+        unit = self._current()
+        if unit is None:
+            self._autobegin_t()
+            unit = self._unit = UnitOfWork(self.get_transaction())
 
         return unit
 
@@ -806,12 +823,8 @@ class MixinSession(SessionBase):
         :param slots: that there are
         :exception: NoReplicaError, where none becomes free
         """
-        unit = self._current()
-        if unit is None:
-            # Before it connects, which would be a connection too many.
-            self._autobegin_t()
-            unit = self._unit = UnitOfWork(self.get_transaction())
-
+        # Before it connects, which would be a connection too many.
+        unit = self._begun()
         if unit.slot is None:
             unit.slot = slots.take()
 
@@ -864,12 +877,7 @@ class MixinSession(SessionBase):
         """Run a statement, again where its replica couldn't do it"""
         options = kwargs.get("execution_options") or {}
         given: Mapping[str, Any] = kwargs.pop("bind_arguments", None) or {}
-        if TRANSLATION in options:
-            # It says which tables are meant.
-            statement = statement.execution_options(
-                **{TRANSLATION: options[TRANSLATION]}
-            )
-
+        statement = _with_translation(statement, options)
         load = options.get("_sa_orm_load_options")
         refreshes = getattr(load, "_refresh_state", None) is not None
         wanted: str | None = options.get(OPTION)
@@ -891,10 +899,21 @@ class MixinSession(SessionBase):
                 result = run(
                     statement, *args, bind_arguments=arguments, **kwargs
                 )
+            except PoolTimeout:
+                # All its connections may wait for a server that hangs.
+                left -= 1
+                down = self.anyblok.monitor.snapshot.down
+                if left < 0 or call.server not in down:
+                    raise
             except DBAPIError as error:
                 until = until or monotonic() + PATIENCE
                 left -= call.from_replica
                 if left < 0 or not self._may_run_again(call, error, until):
+                    if self._has_lost_snapshot(call, error):
+                        raise SnapshotLostError(
+                            None, None, error.orig or error
+                        ) from error
+
                     raise
             else:
                 self._note_done(call, options)
@@ -1014,10 +1033,12 @@ class MixinSession(SessionBase):
         if decision.reason not in NOT_FOR_PRIMARY:
             return False
 
-        # It may be full, and not gone.
-        self.anyblok.monitor.step([PRIMARY])
-        self._place(Placement.without_primary)
-        if decision.reason is not Reason.PRIMARY_TAKES_READS:
+        self._begun().placement = self.placement().without_primary()
+        if decision.reason is Reason.PRIMARY_TAKES_READS:
+            self._place(lambda x: x.with_lost(PRIMARY, served=False))
+        else:
+            # It may be full, and not gone.
+            self.anyblok.monitor.step([PRIMARY])
             sleep(PAUSE)
 
         return True
@@ -1066,6 +1087,15 @@ class MixinSession(SessionBase):
 
         self._place(lambda x: x.with_lost(name, served=served))
         return True
+
+    def _has_lost_snapshot(self, call: Call, error: DBAPIError) -> bool:
+        """Return True where what follows would be of another snapshot"""
+        connection = self._connections_of_replicas().get(call.server or "")
+        return (
+            self.anyblok.has_snapshots
+            and connection is not None
+            and is_lost(connection, error)
+        )
 
     def _refused(self, name: str, statement: Any, error: DBAPIError) -> bool:
         """Send a statement that a standby refuses to the primary, for ever"""
@@ -1182,6 +1212,16 @@ def has_only_read(connection: Any) -> bool:
     mine = unit.primary
     ended = mine.closed or mine.invalidated
     return not ended and mine.connection is connection
+
+
+def is_only_reading(info: Mapping[str, Any]) -> bool:
+    """Return True where a unit of work on the primary has only read so far
+
+    :param info: of its connection
+    """
+    found: Callable[[], UnitOfWork | None] = info.get(UNIT, _no_unit)
+    unit = found()
+    return unit is not None and not unit.placement.wrote
 
 
 def _no_unit() -> None:
@@ -1307,6 +1347,14 @@ def _after_flush(session: MixinSession, flush_context: Any) -> None:
     """Forget what a replica loaded, once the flush has written"""
     if session.placement().wrote:
         provenance.expire_replica_reads(session)
+
+
+def _with_translation(statement: Any, options: Mapping[str, Any]) -> Any:
+    """Return a statement that says which tables its call means"""
+    if TRANSLATION not in options:
+        return statement
+
+    return statement.execution_options(**{TRANSLATION: options[TRANSLATION]})
 
 
 def _wanted_by(clause: Any, call: Call) -> str | None:

@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Integer, TypeDecorator, event, text, type_coerce
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -215,6 +215,73 @@ def test_next_read_sees_it(servers, registry, in_commit, proxy):
 
     in_commit(commit, lambda pid: proxy.drop())
     assert seen == [1]
+
+
+class Boom(TypeDecorator):
+    """A column whose value nobody can read"""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_result_value(self, value, dialect):
+        raise ValueError("boom")
+
+
+INSERT = text("INSERT INTO book (title, copies) VALUES ('x', 1)")
+
+
+def through_the_session_connection(registry):
+    registry.session_connection = registry.engines["wo"].connect()
+    registry.execute(INSERT)
+    return registry.commit
+
+
+def beside_a_session_that_only_reads(registry):
+    connection = registry.engines["wo"].connect()
+    begun = connection.begin()
+    connection.execute(INSERT)
+    count = text("SELECT count(*) FROM book")
+    registry.execute(count, bind_arguments={"bind": connection})
+    return begun.commit
+
+
+def with_a_result_that_fails(registry):
+    book = registry.Book.__table__
+    insert = book.insert().values(title="x", copies=1)
+    with pytest.raises(ValueError, match="boom"):
+        registry.session.scalar(insert.returning(type_coerce(book.c.id, Boom)))
+
+    return registry.commit
+
+
+def by_a_listener(registry):
+    def write(session, transaction, connection):
+        connection.execute(INSERT)
+
+    event.listen(registry.session, "after_begin", write)
+    with registry.use_primary():
+        registry.execute(text("SELECT count(*) FROM book"))
+
+    return registry.commit
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        through_the_session_connection,
+        beside_a_session_that_only_reads,
+        with_a_result_that_fails,
+        by_a_listener,
+    ],
+)
+def test_write_is_known_however_it_was_made(servers, registry, proxy, write):
+    """So its COMMIT isn't taken for the end of what has only read"""
+    commit = write(registry)
+    with swallowed(proxy), pytest.raises(CommitUnknownError):
+        commit()
+
+    registry.session_connection = None
+    registry.Session.remove()
 
 
 class TestIsNot:
