@@ -107,7 +107,77 @@ registry.close()
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+IN_THE_MIDDLE = """
+registry.rollback()
+before = registry.Book.query().count()
+registry.rollback()
+if mode == "write":
+    registry.Book.insert(title="parent")
+    registry.flush()
+elif mode == "read":
+    with registry.use_primary():
+        registry.execute(text("SELECT 1"))
+elif mode == "replica":
+    registry.execute(text("SELECT 1"))
+
+children = []
+for number in range(3):
+    pid = os.fork()
+    if not pid:
+        try:
+            for _ in range(20):
+                got = registry.execute(text(f"SELECT {number}")).scalar()
+                assert got == number
+                registry.rollback()
+
+            registry.Book.insert(title=f"child {number}")
+            registry.commit()
+            registry.close()
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+
+        # Which collects and closes what is left.
+        sys.exit(0)
+
+    children.append(pid)
+
+assert [os.waitpid(x, 0)[1] for x in children] == [0, 0, 0]
+registry.commit()
+assert registry.Book.query().count() == before + 3 + (mode == "write")
+registry.close()
+"""
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="there is no fork here"
+)
+
+
+@pytest.mark.parametrize("mode", ["write", "read", "replica"])
+def test_unit_of_work_stays_the_parent_s(servers, tmp_path, mode):
+    program = tmp_path / "program.py"
+    loading = PROGRAM[: PROGRAM.index("registry.commit()")]
+    program.write_text(
+        loading.replace("sys.argv[1]", "sys.argv[2]")
+        + "mode = sys.argv[1]\n"
+        + IN_THE_MIDDLE
+    )
+    options = {
+        "db_name": servers.database,
+        "db_wo_url": servers.primary_url,
+        "db_ro_urls": servers.replica_urls,
+        "db_ro_wait": 5.0,
+    }
+    done = subprocess.run(
+        [sys.executable, str(program), mode, json.dumps(options)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_each_process_has_its_own_connections(servers, tmp_path):
     options = {
         "db_name": servers.database,
