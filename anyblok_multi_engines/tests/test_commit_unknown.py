@@ -5,9 +5,7 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """A COMMIT whose answer is lost says so; nothing else does."""
 
-import os
 import pickle
-import signal
 import threading
 import time
 from contextlib import contextmanager
@@ -164,8 +162,7 @@ def terminate(servers):
 
 def kill(servers):
     def run(pid):
-        os.kill(pid, signal.SIGKILL)
-        servers.cluster.primary.wait_for_connections()
+        servers.cluster.primary.kill_backends(servers.database)
 
     return run
 
