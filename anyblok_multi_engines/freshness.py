@@ -623,11 +623,7 @@ class Freshness:
 
         errors = self._errors(PRIMARY)
         try:
-            try:
-                known = self._ask_primary()
-            except errors:
-                # The pool's connection may be of before a restart.
-                known = self._ask_primary()
+            known = self._ask_primary()
         except errors as error:
             self._is_refused(error)
             raise Behind(summary_of(error)) from error
@@ -636,6 +632,13 @@ class Freshness:
         return known
 
     def _ask_primary(self) -> Known:
+        with self._asking(PRIMARY) as connection:
+            try:
+                return primary_position(connection.dbapi_connection)
+            except self._errors(PRIMARY):
+                # It may be of before a restart.
+                connection.invalidate()
+
         with self._asking(PRIMARY) as connection:
             return primary_position(connection.dbapi_connection)
 

@@ -52,6 +52,7 @@ from .session import (
     MixinSession,
     has_only_read,
     is_only_reading,
+    note_statement,
     note_unknown_commit,
     statement_of,
 )
@@ -340,7 +341,10 @@ class MultiEngines(RegistryBase):
         )
 
     def _watch_primary(self, engine: Engine) -> None:
-        """Notice a standby in its place, and COMMITs without an answer"""
+        """Notice writes, a standby in its place, COMMITs without an answer"""
+        if self.topology.replicas:
+            event.listen(engine, "before_cursor_execute", note_statement)
+
         if engine.dialect.driver in ("psycopg", "psycopg2"):
             engines.track(engine)
             engines.notice_demotion(engine, self._note_demotion)

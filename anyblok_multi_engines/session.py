@@ -81,21 +81,22 @@ else:
 
 logger = getLogger(__name__)
 
-# A standby's refusals: read_only_sql_transaction, feature_not_supported.
-REFUSALS = frozenset(["25006", "0A000"])
+# A standby's refusals: read_only_sql_transaction, feature_not_supported,
+# object_not_in_prerequisite_state (currval() of a sequence that only the
+# primary's connection has used).
+REFUSALS = frozenset(["25006", "0A000", "55000"])
 
-# Of feature_not_supported, what is no refusal: a prepared statement whose
-# columns have changed. Named by PostgreSQL's own function.
-STALE_PLAN = "RevalidateCachedQuery"
+# Of these, what passes: a prepared statement whose columns have changed, a
+# materialized view that isn't filled yet. By the names of PostgreSQL's own
+# functions.
+PASSING = frozenset(["RevalidateCachedQuery", "ExecOpenScanRelation"])
 
 # What fails on this replica and may not on another server: it conflicts with
 # the replay (serialization_failure, deadlock_detected), or with DDL that has
 # not been replayed there, and the primary's catalogue has (undefined_table,
 # undefined_column, undefined_function, undefined_object, invalid_schema_name).
-# object_not_in_prerequisite_state: currval() of a sequence that only the
-# primary's connection has used, a materialized view that isn't filled yet.
 FAILS_HERE = frozenset(
-    ["40001", "40P01", "42P01", "42703", "42883", "42704", "3F000", "55000"]
+    ["40001", "40P01", "42P01", "42703", "42883", "42704", "3F000"]
 )
 
 # For want of a replica that is fresh enough.
@@ -223,6 +224,9 @@ class Block(ContextDecorator):
 # In the info of the primary's connection: a weak reference to the unit of work
 # that has it, or had it.
 UNIT = "anyblok_multi_engines.unit"
+
+# And one to its session.
+SESSION = "anyblok_multi_engines.session"
 
 # Before the first, and after each.
 NO_UNIT = UnitOfWork(None)
@@ -1016,7 +1020,7 @@ class MixinSession(SessionBase):
         if is_lost(self._connections_of_replicas()[name], error):
             return self._leave_lost(name)
 
-        if sqlstate_of(error.orig) in FAILS_HERE or _is_stale_plan(error.orig):
+        if sqlstate_of(error.orig) in FAILS_HERE or _passes(error.orig):
             return self._leave_lost(name)
 
         return self._refused(name, call.clause, error)
@@ -1115,9 +1119,10 @@ class MixinSession(SessionBase):
         return True
 
 
-def _is_stale_plan(error: Any) -> bool:
+def _passes(error: Any) -> bool:
+    """Return True where a replica won't fail so for ever"""
     diagnosis = getattr(error, "diag", None)
-    return getattr(diagnosis, "source_function", None) == STALE_PLAN
+    return getattr(diagnosis, "source_function", None) in PASSING
 
 
 def _note_clause(state: ORMExecuteState) -> None:
@@ -1145,8 +1150,10 @@ def _record_placement(
         kept = before.replica in session.anyblok.usable_readers()
         after = before if kept else before.with_replica(name)
     else:
-        unit.primary = connection
-        _watch_writes(session, unit)
+        if unit.primary is not connection:
+            unit.primary = connection
+            _watch_writes(session, unit)
+
         before = unit.placement
         # AnyBlok marks what a One2Many has loaded as changed, and the flush of
         # the next query has nothing to send: that ends no reads from a replica.
@@ -1159,28 +1166,43 @@ def _record_placement(
 
 
 def _watch_writes(session: MixinSession, unit: UnitOfWork) -> None:
-    """Note whatever is sent to the primary, but for a proven read, as a write
-
-    Before it is sent: what becomes of it afterwards says nothing. A flush that
-    sends nothing is none.
-    """
+    """Have :func:`note_statement` know whose connection this is"""
     connection = unit.primary
     if connection is None or not session.anyblok.topology.replicas:
         return
 
     connection.info[UNIT] = ref(unit)
+    connection.info[SESSION] = ref(session)
     if has_begun(connection.connection.dbapi_connection):
         # Somebody else has, and nobody knows for what.
         unit.placement = unit.placement.with_write()
 
-    @event.listens_for(connection, "before_cursor_execute")
-    def note_statement(_: Any, __: Any, statement: str, *___: Any) -> None:
-        # The read is one statement, and a listener may send another.
-        is_read, session._is_reading = session._is_reading, False
-        if not (
-            is_read or unit.placement.wrote or statement.startswith(SAVEPOINTS)
-        ):
-            unit.placement = unit.placement.with_write()
+
+def note_statement(
+    connection: Connection, cursor: Any, statement: str, *_: Any
+) -> None:
+    """Note whatever is sent to the primary, but for a proven read, as a write
+
+    Before it is sent: what becomes of it afterwards says nothing. A flush that
+    sends nothing is none.
+
+    :param connection: to the primary
+    :param cursor: of the driver
+    :param statement: as it is sent
+    """
+    if statement.startswith(SAVEPOINTS):
+        return
+
+    info: Mapping[str, Any] = connection.info
+    unit: UnitOfWork | None = info.get(UNIT, _nothing)()
+    session: MixinSession | None = info.get(SESSION, _nothing)()
+    if unit is None or session is None:
+        return
+
+    # The read is one statement, and a listener may send another.
+    is_read, session._is_reading = session._is_reading, False
+    if not (is_read or unit.placement.wrote):
+        unit.placement = unit.placement.with_write()
 
 
 def note_unknown_commit(connection: Connection) -> bool:
@@ -1189,7 +1211,7 @@ def note_unknown_commit(connection: Connection) -> bool:
     :param connection: that has sent it
     :rtype: False where its unit of work has only read: nothing is unknown
     """
-    found: Callable[[], UnitOfWork | None] = connection.info.get(UNIT, _no_unit)
+    found: Callable[[], UnitOfWork | None] = connection.info.get(UNIT, _nothing)
     unit = found()
     if unit is None or unit.primary is not connection:
         # Of no session that is watched.
@@ -1204,7 +1226,7 @@ def has_only_read(connection: Any) -> bool:
 
     :param connection: of the pool
     """
-    found: Callable[[], UnitOfWork | None] = connection.info.get(UNIT, _no_unit)
+    found: Callable[[], UnitOfWork | None] = connection.info.get(UNIT, _nothing)
     unit = found()
     if unit is None or unit.placement.wrote or unit.primary is None:
         return False
@@ -1219,12 +1241,12 @@ def is_only_reading(info: Mapping[str, Any]) -> bool:
 
     :param info: of its connection
     """
-    found: Callable[[], UnitOfWork | None] = info.get(UNIT, _no_unit)
+    found: Callable[[], UnitOfWork | None] = info.get(UNIT, _nothing)
     unit = found()
     return unit is not None and not unit.placement.wrote
 
 
-def _no_unit() -> None:
+def _nothing() -> None:
     return None
 
 

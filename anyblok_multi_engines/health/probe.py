@@ -74,12 +74,25 @@ _REPLAYED = """
 """
 REPLICA_POSITION = f"SELECT {_REPLAYED}"
 
-# What a restarted replica had before, it hasn't received since.
-RECEIVED_POSITION = REPLICA_POSITION.replace(
-    "pg_catalog.pg_last_wal_replay_lsn()",
-    "greatest(pg_catalog.pg_last_wal_receive_lsn(), "
-    "pg_catalog.pg_last_wal_replay_lsn())",
+# What a restarted replica had before, it hasn't received since. And whether it
+# replays as fast as it can.
+RECEIVED_POSITION = (
+    REPLICA_POSITION.replace(
+        "pg_catalog.pg_last_wal_replay_lsn()",
+        "greatest(pg_catalog.pg_last_wal_receive_lsn(), "
+        "pg_catalog.pg_last_wal_replay_lsn())",
+    )
+    + """,
+       pg_catalog.pg_last_wal_replay_lsn(),
+       pg_catalog.pg_is_wal_replay_paused()
+       OR pg_catalog.current_setting('recovery_min_apply_delay') <> '0'
+"""
 )
+
+# Seconds without a progress, after which a replica has replayed all that it
+# can: what the primary sent last may end in the middle of a record.
+NO_PROGRESS = 0.2
+LOOK = 0.02
 
 # And which server it is: behind one name there may be several, and behind a
 # pooler a backend whose number isn't the connection's.
@@ -145,13 +158,27 @@ def replica_position(driver: Any) -> Known | None:
 
 
 def received_position(driver: Any) -> ConsistencyToken | None:
-    """Return how much a replica has received of the WAL, by one round trip
+    """Return how much of the WAL that it has received a replica can replay
 
     :param driver: a connection of psycopg2 or psycopg, without a transaction
     :rtype: None for a server that isn't a replica
     :exception: the driver's
     """
-    known = _replayed(0.0, _row(driver, RECEIVED_POSITION))
+    before, until = None, 0.0
+    while True:
+        *received, replayed, is_held = _row(driver, RECEIVED_POSITION)
+        known = _replayed(0.0, received)
+        if known is None or is_held or received[1] == replayed:
+            break
+
+        now = time.monotonic()
+        if replayed != before:
+            before, until = replayed, now + NO_PROGRESS
+        elif now > until:
+            return replace(known.position, lsn=parse_lsn(replayed))
+
+        time.sleep(LOOK)
+
     return None if known is None else known.position
 
 

@@ -488,12 +488,13 @@ def test_reads_leave_a_primary_that_hangs(servers, make_registry, share):
     time.sleep(5.0)
     stopped.set()
     for thread in threads:
-        thread.join(5.0)
+        thread.join(10.0)
 
     assert not any(thread.is_alive() for thread in threads)
     assert failed == []
-    # Twice the check interval and the connect timeout, and a busy machine.
-    assert max(stalls) < 5.0
+    # Twice the check interval, a connect timeout for the question and another
+    # for the read, and a busy machine.
+    assert max(stalls) < 7.5
 
 
 def test_session_that_saw_a_primary_which_has_no_time_stays_there(
