@@ -35,7 +35,7 @@ default). The paused replica still serves sessions that have seen no more.\
 """
 DEATH = """\
 A death: here replica2 was killed between two units of work. In the middle of \
-one that reads from it, the primary takes that one over.\
+one that reads from it, the other one takes it over, or the primary.\
 """
 NEXT = """\
 Next: README.rst tells how to add this to a project of yours; the \
