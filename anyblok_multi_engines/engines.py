@@ -129,7 +129,7 @@ def create(
             commits=transactional,
         )
         if engine.dialect.driver in ("psycopg", "psycopg2"):
-            event.listen(engine, "before_cursor_execute", _begin_for_cursor)
+            _begin_for_cursors(engine)
             notice_ended_connections(engine)
             track(engine)
 
@@ -663,19 +663,23 @@ def _read_only_setter(level: str) -> Any:
     return set_read_only
 
 
-def _begin_for_cursor(
-    connection: Any,
-    cursor: Any,
-    statement: str,
-    parameters: Any,
-    context: Any,
-    executemany: bool,
-) -> None:
-    """Begin a transaction around a server-side cursor, which needs one
+def _begin_for_cursors(engine: Engine) -> None:
+    """Begin a transaction around each server-side cursor, which needs one
 
     The end of the unit of work ends it, and AUTOCOMMIT is back. A cursor WITH
     HOLD would need none: the server would copy its whole result first, and
     keep it, abandoned, for as long as the pool keeps the connection.
+
+    Not by an event, which each statement would pay for.
+
+    :param engine: of a replica
     """
-    if getattr(cursor, "name", None) is not None:
-        connection.connection.dbapi_connection.autocommit = False
+    dialect = engine.dialect
+    base: Any = dialect.execution_ctx_cls
+
+    class Context(base):  # type: ignore[misc]
+        def create_server_side_cursor(self) -> Any:
+            self.root_connection.connection.dbapi_connection.autocommit = False
+            return super().create_server_side_cursor()
+
+    dialect.execution_ctx_cls = Context
