@@ -663,14 +663,37 @@ def _read_only_setter(level: str) -> Any:
     return set_read_only
 
 
+def tell_statements(
+    engine: Engine, tell: Callable[[Connection, Any], None]
+) -> None:
+    """Have each statement told that is about to be sent
+
+    Not by an event: SQLAlchemy then makes each statement slower by some us,
+    of listeners or not.
+
+    :param engine: of the server
+    :param tell: called with the connection and SQLAlchemy's statement; None
+        for a text that goes to the driver as it is
+    """
+    dialect = engine.dialect
+    base: Any = dialect.execution_ctx_cls
+
+    class Context(base):  # type: ignore[misc]
+        def create_cursor(self) -> Any:
+            tell(
+                self.root_connection, getattr(self.compiled, "statement", None)
+            )
+            return super().create_cursor()
+
+    dialect.execution_ctx_cls = Context
+
+
 def _begin_for_cursors(engine: Engine) -> None:
     """Begin a transaction around each server-side cursor, which needs one
 
     The end of the unit of work ends it, and AUTOCOMMIT is back. A cursor WITH
     HOLD would need none: the server would copy its whole result first, and
     keep it, abandoned, for as long as the pool keeps the connection.
-
-    Not by an event, which each statement would pay for.
 
     :param engine: of a replica
     """

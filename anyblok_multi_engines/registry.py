@@ -343,7 +343,7 @@ class MultiEngines(RegistryBase):
     def _watch_primary(self, engine: Engine) -> None:
         """Notice writes, a standby in its place, COMMITs without an answer"""
         if self.topology.replicas:
-            event.listen(engine, "before_cursor_execute", note_statement)
+            engines.tell_statements(engine, note_statement)
 
         if engine.dialect.driver in ("psycopg", "psycopg2"):
             engines.track(engine)
@@ -628,16 +628,16 @@ class MultiEngines(RegistryBase):
         return True
 
     @property
-    def may_settle(self) -> bool:
-        """Return True where only what a session knows decides its reads
+    def reads_by_age(self) -> bool:
+        """Return True where the time decides where a session reads
 
-        And not the time, or the models that a statement reads.
+        And not only what it knows.
         """
+        freshness = self.freshness
         return (
-            self.freshness.has_positions
-            and self.freshness.options.max_staleness is None
-            and not self._staleness_limits
-            and self.unittest_transaction is None
+            not freshness.has_positions
+            or freshness.options.max_staleness is not None
+            or bool(self._staleness_limits)
         )
 
     def max_staleness_of(self, statement: Any) -> float | None:

@@ -37,6 +37,11 @@ from sqlalchemy.orm import (
     SessionTransactionOrigin,
 )
 from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.sql.elements import (
+    ReleaseSavepointClause,
+    RollbackToSavepointClause,
+    SavepointClause,
+)
 
 from . import provenance, write_guard
 from .consistency import ConsistencyToken, freshest
@@ -124,7 +129,11 @@ PATIENCE = 2.0
 PAUSE = 0.05
 
 # What says nothing of what a unit of work does.
-SAVEPOINTS = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
+SAVEPOINTS = (
+    SavepointClause,
+    ReleaseSavepointClause,
+    RollbackToSavepointClause,
+)
 
 # Of an execution that has none.
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
@@ -337,9 +346,9 @@ class MixinSession(SessionBase):
         return registry.engine_of(decision.server_name)  # type: ignore[no-any-return]
 
     def _settled(self, clause: Any, call: Call) -> Engine | None:
-        """Return the replica of a unit of work that nothing has changed for
+        """Return the server of a unit of work that nothing has changed for
 
-        What :func:`decide` would say, for the plain reads after the first.
+        What :func:`decide` would say, in a fraction of the time.
         """
         unit = self._unit
         settled = unit.settled
@@ -354,58 +363,64 @@ class MixinSession(SessionBase):
             return None
 
         registry = self.anyblok
-        reader: Reader = registry.reader()
-        scope = registry.scope
-        if (
+        reader, scope = registry.reader(), registry.scope
+        if scope.depth or scope.connection is not None or reader.wants_primary:
+            return None
+
+        if settled.knows is None:
+            if _wanted_by(clause, call) is not None:
+                return None
+        elif (
             reader.knows is not settled.knows
-            or reader.wants_primary
             or registry.monitor.snapshot is not settled.snapshot
-            or scope.depth
-            or scope.connection is not None
             or not registry.statements.is_known_read(clause)
         ):
             return None
 
-        decision = settled.decision
-        logger.debug("%s", decision)
+        logger.debug("%s", settled.decision)
         if call is not NO_CALL:
             call.clause = clause
-            call.decision = decision
-            call.server = decision.server_name
-            call.from_replica = True
+            self._note_decided(call, settled.decision)
 
         return settled.engine
 
     def _settle(self, unit: UnitOfWork) -> None:
-        """Note where the next plain reads of a unit of work go
+        """Note where the next statements of a unit of work go
 
-        :param unit: that a replica has just served
+        On a replica, the plain reads.
+
+        :param unit: that a server has just served
         """
-        registry = self.anyblok
-        name = unit.placement.replica
+        registry, placement = self.anyblok, unit.placement
         if (
-            name is None
-            or unit.placement.on_primary
-            or self._wishes
+            self._wishes
             or self.bind not in (None, registry.bind)
-            or not registry.may_settle
-            or name not in registry.usable_readers()
+            or registry.unittest_transaction is not None
             or self._is_pinned()
         ):
             return
 
-        knows = registry.reader().knows
-        is_promised_nothing = knows.floor is None and not knows.seen
-        if not (is_promised_nothing or self._is_checked(name, unit)):
+        if placement.on_primary:
+            decision = Decision(PRIMARY, Reason.ALREADY_ON_PRIMARY)
+            engine = registry.engine_of(PRIMARY)
+            unit.settled = Settled(decision, engine, placement)
             return
 
-        unit.settled = Settled(
-            Decision(name, Reason.ALREADY_ON_REPLICA),
-            registry.engine_of(name),
-            unit.placement,
-            registry.monitor.snapshot,
-            knows,
-        )
+        name, knows = placement.replica, registry.reader().knows
+        is_promised_nothing = knows.floor is None and not knows.seen
+        if (
+            name is not None
+            and not registry.reads_by_age
+            and name in registry.usable_readers()
+            and (is_promised_nothing or self._is_checked(name, unit))
+        ):
+            unit.settled = Settled(
+                Decision(name, Reason.ALREADY_ON_REPLICA),
+                registry.engine_of(name),
+                placement,
+                knows,
+                registry.monitor.snapshot,
+            )
 
     def decision_for(self, clause: Any, call: Call = NO_CALL) -> Decision:
         """Return where a statement would go now, without effect
@@ -417,6 +432,20 @@ class MixinSession(SessionBase):
         """
         registry = self.anyblok
         topology, freshness = registry.topology, registry.freshness
+        classify = partial(registry.statements.need_of, clause)
+        if self._flushing:
+            # Nothing else has a say.
+            return decide(
+                Situation(
+                    classify,
+                    has_primary=not topology.read_only,
+                    has_replicas=bool(topology.replicas),
+                    loading=registry.is_loading,
+                    unittest=registry.unittest_transaction is not None,
+                    flushing=True,
+                )
+            )
+
         reader = registry.reader()
         unit = self._current() or NO_UNIT
         placement = unit.placement
@@ -428,7 +457,7 @@ class MixinSession(SessionBase):
 
         return decide(
             Situation(
-                classify=partial(registry.statements.need_of, clause),
+                classify,
                 usable=usable,
                 behind=call.behind,
                 **self._known_freshness(usable, reader, call),
@@ -441,7 +470,6 @@ class MixinSession(SessionBase):
                 has_replicas=bool(topology.replicas),
                 loading=registry.is_loading,
                 unittest=registry.unittest_transaction is not None,
-                flushing=self._flushing,
                 wanted=self._known(_wanted_by(clause, call)),
                 intent=self.intent,
                 pinned=self._is_pinned(),
@@ -989,7 +1017,7 @@ class MixinSession(SessionBase):
         if call.from_replica:
             return
 
-        self._is_reading = self._is_proven(call)
+        self._is_reading = self.placement().wrote or self._is_proven(call)
         slots = self.anyblok.slots
         if slots is not None and decision.reason in WANT_OF_REPLICA:
             self._take_slot(slots)
@@ -1083,10 +1111,9 @@ class MixinSession(SessionBase):
             provenance.note_lazy_load(self, call.server, options)
 
         decision, unit = call.decision, self._unit
-        if unit.settled is not None and decision is unit.settled.decision:
-            if unit.seen is not None:
-                unit.seen.at = monotonic()
-
+        settled = unit.settled
+        if settled is not None and settled.decision is decision:
+            self._note_done_as_before(call)
             return
 
         if decision is None:
@@ -1108,13 +1135,20 @@ class MixinSession(SessionBase):
 
         if call.from_replica and call.server is not None:
             self._note_seen(call.server)
-            if current.settled is None:
-                self._settle(current)
+        else:
+            unit.fell_back |= decision.reason in FALLBACKS
+            unit.changed_schema |= statements.change_schema(call.clause)
 
-            return
+        self._settle(unit)
 
-        unit.fell_back |= decision.reason in FALLBACKS
-        unit.changed_schema |= statements.change_schema(call.clause)
+    def _note_done_as_before(self, call: Call) -> None:
+        """Note what the next statement of a settled unit of work means"""
+        unit = self._unit
+        if not call.from_replica:
+            statements = self.anyblok.statements
+            unit.changed_schema |= statements.change_schema(call.clause)
+        elif unit.seen is not None:
+            unit.seen.at = monotonic()
 
     def _place(self, change: Callable[[Placement], Placement]) -> None:
         """Change where this unit of work is placed"""
@@ -1314,22 +1348,24 @@ def _watch_writes(session: MixinSession, unit: UnitOfWork) -> None:
         unit.placement = unit.placement.with_write()
 
 
-def note_statement(
-    connection: Connection, cursor: Any, statement: str, *_: Any
-) -> None:
+def note_statement(connection: Connection, statement: Any) -> None:
     """Note whatever is sent to the primary, but for a proven read, as a write
 
     Before it is sent: what becomes of it afterwards says nothing. A flush that
     sends nothing is none.
 
     :param connection: to the primary
-    :param cursor: of the driver
-    :param statement: as it is sent
+    :param statement: of SQLAlchemy; None for a text of the driver's
     """
-    if statement.startswith(SAVEPOINTS) and ";" not in statement:
+    if isinstance(statement, SAVEPOINTS):
         return
 
-    info: Mapping[str, Any] = connection.info
+    try:
+        info: Mapping[str, Any] = connection.info
+    except NotImplementedError:
+        # Of a dialect that sets itself up.
+        return
+
     unit, session = _unit_of(info), info.get(SESSION, _nothing)()
     if unit is None or session is None:
         return

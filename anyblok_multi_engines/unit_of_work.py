@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 
 class Settled(NamedTuple):
-    """A decision for plain reads, and what it was made from
+    """A decision, and what it was made from
 
     It holds while all of that is the same: values that are replaced when
     anything changes.
 
-    :param decision: that the unit of work stays on its replica
-    :param engine: of the replica
+    :param decision: that the unit of work stays where it is
+    :param engine: of its server
     :param placement: where the unit of work has been placed
-    :param snapshot: of the servers
-    :param knows: of its reader
+    :param knows: of its reader; None: on the primary, where it has no say
+    :param snapshot: of the servers; None: the same
     """
 
     decision: Decision
     engine: Engine
     placement: Placement
-    snapshot: Snapshot
-    knows: Knowledge
+    knows: Knowledge | None = None
+    snapshot: Snapshot | None = None
 
 
 class UnitOfWork:
