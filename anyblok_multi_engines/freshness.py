@@ -117,6 +117,7 @@ class Freshness:
         # longer to be had: what was promised by them can't be kept otherwise.
         self._lost_until = 0.0
         self._behind_at: dict[str, float] = {}
+        self._last_behind = 0.0
         #: False where the servers give no positions
         self.has_positions = all(
             engine.dialect.driver in ("psycopg", "psycopg2")
@@ -171,7 +172,7 @@ class Freshness:
 
     def promising(
         self, names: Collection[str], floor: ConsistencyToken
-    ) -> tuple[list[str], str | None]:
+    ) -> tuple[Collection[str], str | None]:
         """Return which replicas may have a position, or the furthest one
 
         Without a question: a replica may, where it is known to, or where it
@@ -181,6 +182,9 @@ class Freshness:
         :param floor: the position
         """
         lately = time.monotonic() - LATELY
+        if self._last_behind < lately:
+            return names, None
+
         promising = []
         for name in names:
             if self._behind_at.get(name, 0.0) < lately:
@@ -212,7 +216,7 @@ class Freshness:
 
         :param name: of the replica
         """
-        self._behind_at[name] = time.monotonic()
+        self._behind_at[name] = self._last_behind = time.monotonic()
 
     def floor_at_start(
         self, reader: Reader, usable: Collection[str]

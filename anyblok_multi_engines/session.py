@@ -471,7 +471,7 @@ class MixinSession(SessionBase):
                 loading=registry.is_loading,
                 unittest=registry.unittest_transaction is not None,
                 wanted=self._known(_wanted_by(clause, call)),
-                intent=self.intent,
+                intent=self._intent_of(reader),
                 pinned=self._is_pinned(),
                 placement=placement,
                 # A mere question takes nobody's turn.
@@ -513,13 +513,13 @@ class MixinSession(SessionBase):
     @property
     def intent(self) -> Intent | None:
         """Return where the innermost block of code, or the request, wants"""
+        return self._intent_of(self.anyblok.reader())
+
+    def _intent_of(self, reader: Reader) -> Intent | None:
         if self._wishes:
             return self._wishes[-1][1].intent
 
-        if self.anyblok.reader().wants_primary:
-            return Intent.PRIMARY
-
-        return None
+        return Intent.PRIMARY if reader.wants_primary else None
 
     @contextmanager
     def wanting(self, wish: Wish) -> Iterator[None]:
