@@ -52,6 +52,7 @@ from .errors import (
     SnapshotLostError,
     UnknownServerError,
 )
+from .events import Cause, DecisionMade, Retry, Wait, Waited, tell
 from .freshness import Behind
 from .health.probe import summary_of
 from .reader import Reader, Seen
@@ -147,6 +148,7 @@ class Call:
         "from_replica",
         "has_floor",
         "server",
+        "told",
         "until",
         "wanted",
     )
@@ -166,6 +168,8 @@ class Call:
         self.server: str | None = None
         self.from_replica = False
         self.decision: Decision | None = None
+        #: True once those who listen know of it
+        self.told = False
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -317,7 +321,7 @@ class MixinSession(SessionBase):
             return bound  # type: ignore[no-any-return]
 
         decision = self._decided(clause, call)
-        logger.debug("%s", decision)
+        self._tell(decision, clause, mapper, call)
         if decision.server_name is None:
             raise self._error_of(decision)
 
@@ -329,6 +333,48 @@ class MixinSession(SessionBase):
             self._note_decided(call, decision)
 
         return registry.engine_of(decision.server_name)  # type: ignore[no-any-return]
+
+    def _tell(
+        self, decision: Decision, clause: Any, mapper: Any, call: Call
+    ) -> None:
+        """Log a decision, and tell it to those who listen, once per call"""
+        logger.debug("%s", decision)
+        listeners = self.anyblok.listeners.dispatch.decision
+        if not listeners or call.told:
+            return
+
+        if call is not NO_CALL:
+            call.told = True
+        elif not self._flushing:
+            # A mere question.
+            return
+
+        unit = self._begun()
+        begins, unit.told = not unit.told, True
+        tell(
+            listeners,
+            DecisionMade(self.anyblok, self, clause, mapper, decision, begins),
+        )
+
+    def _tell_retry(
+        self, call: Call, cause: Cause, error: Exception | None = None
+    ) -> None:
+        """Tell those who listen that a statement is run again"""
+        listeners = self.anyblok.listeners.dispatch.retry
+        if listeners and call.server is not None:
+            tell(
+                listeners,
+                Retry(
+                    self.anyblok, self, call.clause, call.server, cause, error
+                ),
+            )
+
+    def _tell_wait(self, waited_for: Waited, since: float) -> None:
+        """Tell those who listen that a statement has waited"""
+        tell(
+            self.anyblok.listeners.dispatch.wait,
+            Wait(self.anyblok, self, waited_for, monotonic() - since),
+        )
 
     def decision_for(self, clause: Any, call: Call = NO_CALL) -> Decision:
         """Return where a statement would go now, without effect
@@ -494,13 +540,18 @@ class MixinSession(SessionBase):
             connection = super().connection(
                 bind_arguments={"bind": registry.engine_of(name)}
             )
-            is_fresh: bool = freshness.is_fresh(
-                connection,
-                reader,
-                floor,
-                call.until,
-                None if unit is None else unit.checked_floor,
-            )
+            begun = monotonic()
+            try:
+                is_fresh: bool = freshness.is_fresh(
+                    connection,
+                    reader,
+                    floor,
+                    call.until,
+                    None if unit is None else unit.checked_floor,
+                )
+            finally:
+                if call.until is not None:
+                    self._tell_wait(Waited.REPLICA, begun)
         except Behind as error:
             logger.debug("No replica is known to be fresh enough: %s", error)
             call.behind.update(x.name for x in registry.topology.replicas)
@@ -829,7 +880,9 @@ class MixinSession(SessionBase):
         # Before it connects, which would be a connection too many.
         unit = self._begun()
         if unit.slot is None:
+            begun = monotonic()
             unit.slot = slots.take()
+            self._tell_wait(Waited.FALLBACK_SLOT, begun)
 
         if unit.slot is None:
             raise NoReplicaError(
@@ -908,21 +961,29 @@ class MixinSession(SessionBase):
                 down = self.anyblok.monitor.snapshot.down
                 if left < 0 or call.server not in down:
                     raise
+
+                self._tell_retry(call, Cause.POOL_TIMEOUT)
             except DBAPIError as error:
                 until = until or monotonic() + PATIENCE
                 left -= call.from_replica
-                if left < 0 or not self._may_run_again(call, error, until):
+                cause = left >= 0 and self._cause_to_run_again(
+                    call, error, until
+                )
+                if not cause:
                     if self._has_lost_snapshot(call, error):
                         raise SnapshotLostError(
                             None, None, error.orig or error
                         ) from error
 
                     raise
+
+                self._tell_retry(call, cause, error)
             else:
                 self._note_done(call, options)
                 if not (refreshes and self._is_missing(call, result)):
                     return result
 
+                self._tell_retry(call, Cause.ROW_MISSING)
                 wanted = PRIMARY
             finally:
                 self._is_reading = False
@@ -978,10 +1039,10 @@ class MixinSession(SessionBase):
         if unit is not None:
             unit.placement = change(unit.placement)
 
-    def _may_run_again(
+    def _cause_to_run_again(
         self, call: Call, error: DBAPIError, until: float
-    ) -> bool:
-        """Return True where a statement that failed may be decided anew
+    ) -> Cause | None:
+        """Return why a statement that failed may be decided anew; None: no
 
         On a replica nothing can have happened that would be lost or done
         twice: what is sent there is proven to be a plain read.
@@ -993,27 +1054,30 @@ class MixinSession(SessionBase):
         """
         name = call.server
         if name is None or call.decision is None:
-            return False
+            return None
 
         if not call.from_replica:
-            return monotonic() < until and self._may_leave_primary(call, error)
+            may = monotonic() < until and self._may_leave_primary(call, error)
+            return Cause.PRIMARY_GONE if may else None
 
         if name not in self._connections_of_replicas():
             # It refused the connection: nothing has been sent.
             self.anyblok.monitor.report_down(name, summary_of(error))
-            return _wanted_by(call.clause, call) in (None, REPLICA)
+            may = _wanted_by(call.clause, call) in (None, REPLICA)
+            return Cause.CONNECTION_REFUSED if may else None
 
         if not self.anyblok.statements.need_of(call.clause).is_read:
             # The caller has vouched for it, or there is no primary.
-            return False
+            return None
 
         if is_lost(self._connections_of_replicas()[name], error):
-            return self._leave_lost(name)
+            return Cause.CONNECTION_LOST if self._leave_lost(name) else None
 
         if sqlstate_of(error.orig) in FAILS_HERE or _passes(error.orig):
-            return self._leave_lost(name)
+            return Cause.FAILED_THERE if self._leave_lost(name) else None
 
-        return self._refused(name, call.clause, error)
+        refused = self._refused(name, call.clause, error)
+        return Cause.REFUSED if refused else None
 
     def _may_leave_primary(self, call: Call, error: DBAPIError) -> bool:
         """Return True where the primary is gone, and a read may go elsewhere"""
@@ -1032,8 +1096,10 @@ class MixinSession(SessionBase):
             self._place(lambda x: x.with_lost(PRIMARY, served=False))
         else:
             # It may be full, and not gone.
+            begun = monotonic()
             self.anyblok.monitor.step([PRIMARY])
             sleep(PAUSE)
+            self._tell_wait(Waited.PRIMARY, begun)
 
         return True
 

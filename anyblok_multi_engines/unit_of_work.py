@@ -43,6 +43,7 @@ class UnitOfWork:
         "seen",
         "served",
         "slot",
+        "told",
     )
 
     def __init__(self, root: SessionTransaction | None) -> None:
@@ -75,3 +76,5 @@ class UnitOfWork:
         self.slot: Slot | None = None
         #: True where a position has all that its reader has seen by it
         self.covered = False
+        #: True once those who listen know of it
+        self.told = False
