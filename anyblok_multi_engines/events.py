@@ -61,14 +61,15 @@ class Waited(StrEnum):
 class DecisionMade(NamedTuple):
     """A statement is about to be executed, or has no server
 
-    Once per execution, and per attempt of it; in a flush once per table, and
-    once more for what it deletes there. Not told: statements whose caller gives
-    the bind, and a registry without replicas.
+    Once per execution, and per attempt of it; once per table of a flush. Not
+    told: statements whose caller gives the bind, and a registry without
+    replicas.
 
     :param registry: the session's
     :param session: that executes it
     :param statement: of SQLAlchemy; None: a flush, or a bare connection
-    :param mapper: of what a flush writes, or of the statement, if there is one
+    :param mapper: of the statement, or of what a flush writes; None: it has
+        none
     :param decision: the server, and why
     :param begins: True for the first one of a unit of work
     """

@@ -340,13 +340,7 @@ class MixinSession(SessionBase):
         """Log a decision, and tell it to those who listen, once per call"""
         logger.debug("%s", decision)
         listeners = self.anyblok.listeners.dispatch.decision
-        if not listeners or call.told:
-            return
-
-        if call is not NO_CALL:
-            call.told = True
-        elif not self._flushing:
-            # A mere question.
+        if not listeners or not self._is_news(call, mapper):
             return
 
         unit = self._begun()
@@ -355,6 +349,25 @@ class MixinSession(SessionBase):
             listeners,
             DecisionMade(self.anyblok, self, clause, mapper, decision, begins),
         )
+
+    def _is_news(self, call: Call, mapper: Any) -> bool:
+        """Return True once per execution, and per table of a flush"""
+        if call is not NO_CALL:
+            told, call.told = call.told, True
+            return not told
+
+        if not self._flushing:
+            # A mere question.
+            return False
+
+        # Of the flush alone; it asks again for what it has to delete.
+        unit, flush = self._begun(), self._transaction
+        if unit.flush is not flush:
+            unit.flush, unit.flushed = flush, set()
+
+        told = mapper in unit.flushed
+        unit.flushed.add(mapper)
+        return not told
 
     def _tell_retry(
         self, call: Call, cause: Cause, error: Exception | None = None

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .routing.transaction import NOWHERE, Placement
 
@@ -34,6 +34,8 @@ class UnitOfWork:
         "covered",
         "fell_back",
         "floor",
+        "flush",
+        "flushed",
         "has_floor",
         "is_unknown",
         "placement",
@@ -78,3 +80,7 @@ class UnitOfWork:
         self.covered = False
         #: True once those who listen know of it
         self.told = False
+        #: SQLAlchemy's transaction of the flush that they know of
+        self.flush: SessionTransaction | None = None
+        #: and the mappers that they know of in it
+        self.flushed: set[Any] = set()
