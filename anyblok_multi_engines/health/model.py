@@ -138,8 +138,7 @@ NOTHING_KNOWN = ServerHealth(Status.UNKNOWN, "nobody has asked yet", 0.0)
 HEADINGS = (
     "server",
     "status",
-    "lag",
-    "lag in WAL",
+    "behind",
     "position",
     "latency",
     "pool",
@@ -230,12 +229,13 @@ def _row(name: str, health: ServerHealth) -> tuple[str, ...]:
     seen, lag, pool = health.observation, health.lag, health.pool
     answers = seen is not None and health.status is not Status.DOWN
     position = seen.position if seen is not None and answers else None
+    lsn = None if position is None else position.lsn
     return (
         name,
         health.status,
-        "-" if lag is None or not answers else f"{lag.seconds:.1f} s",
-        "-" if lag is None or not answers else f"{lag.bytes} B",
-        "-" if position is None else str(position.lsn),
+        f"{lag.seconds:.1f} s, {lag.bytes} bytes" if lag and answers else "-",
+        # As PostgreSQL writes it.
+        f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}" if lsn is not None else "-",
         f"{health.latency * 1000:.1f} ms" if answers else "-",
         "-" if pool is None else f"{pool.in_use}/{pool.size}",
         health.reason,

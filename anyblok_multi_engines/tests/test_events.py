@@ -155,6 +155,8 @@ class TestRetry:
 
     @pytest.fixture
     def retries(self, registry, hear):
+        # Which would meet the fault, too, and take the server out.
+        registry.monitor.stop()
         return hear(registry, "retry")
 
     def seen(self, retries):
@@ -169,8 +171,6 @@ class TestRetry:
         assert isinstance(retries[0].error, OperationalError)
 
     def test_connection_that_is_refused(self, servers, registry, retries):
-        # Behind the back of the monitor, which would have said so.
-        registry.monitor.stop()
         for replica in servers.cluster.replicas:
             replica.stop()
 
@@ -238,7 +238,7 @@ class TestWait:
         registry.commit()
         assert registry.Book.query().count() == 1
         assert [x.waited_for for x in waits] == [Waited.REPLICA]
-        assert 0.03 < waits[0].seconds < 5
+        assert 0 < waits[0].seconds < 5
 
     def test_for_a_slot(self, servers, make_registry, hear):
         registry = make_registry.replicated(servers, db_ro_fallback_limit=1)
@@ -255,7 +255,7 @@ class TestWait:
 
         other.close()
         assert {x.waited_for for x in waits} == {Waited.FALLBACK_SLOT}
-        assert waits[0].seconds < 0.05 <= waits[1].seconds
+        assert waits[1].seconds >= 0.05
 
 
 def test_stale_read_is_told(servers, registry, hear):

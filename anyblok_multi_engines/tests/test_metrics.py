@@ -21,7 +21,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import text, update
+from sqlalchemy import event, text, update
 
 import anyblok_multi_engines
 from anyblok_multi_engines import metrics
@@ -31,7 +31,12 @@ from anyblok_multi_engines.health.model import Status
 from anyblok_multi_engines.routing.decision import Reason
 from anyblok_multi_engines.testing import wait_until
 
-from .conftest import Registries, database_of, restored_options
+from .conftest import (
+    Registries,
+    database_of,
+    make_ready,
+    restored_options,
+)
 from .processes import process
 
 DOC = Path(anyblok_multi_engines.__file__).parent.parent / "doc"
@@ -96,11 +101,17 @@ def work(registry, servers):
     for _ in range(3):
         read(registry)
 
-    registry.execute(HELLO)
-    for replica in cluster.replicas:
-        replica.terminate_backends()
+    retries = []
+    event.listen(registry, "retry", lambda retry: retries.append(retry))
+    while not retries:
+        # Unless the monitor has met the end of its own connection first.
+        registry.execute(HELLO)
+        for replica in cluster.replicas:
+            replica.terminate_backends()
 
-    read(registry)
+        read(registry)
+        make_ready(registry, "replica1", "replica2")
+
     registry.Book.insert(title="x")
     registry.commit()
     cluster.wait_for_replay()
@@ -178,9 +189,9 @@ class TestWhatIsCounted:
 
     def test_fallbacks_and_waits(self, exposed):
         labels = {"server": "primary", "reason": "no_fresh_replica"}
-        assert exposed.value("fallbacks_total", **labels) == 1
+        assert exposed.value("fallbacks_total", **labels) >= 1
         assert exposed.value("wait_seconds_count", waited_for="replica") >= 1
-        assert 0.01 < exposed.value("wait_seconds_sum") < 5
+        assert 0 < exposed.value("wait_seconds_sum") < 5
 
     def test_retries_and_errors(self, exposed):
         assert exposed.value("retries_total", cause="connection_lost") >= 1
@@ -189,10 +200,8 @@ class TestWhatIsCounted:
     def test_changes(self, exposed):
         labels = {"server": "replica1"}
         for status in ("down", "ready"):
-            assert (
-                exposed.value("status_changes_total", status=status, **labels)
-                == 1
-            )
+            labels["status"] = status
+            assert exposed.value("status_changes_total", **labels) >= 1
 
         assert exposed.value("promotions_total") == 0
 
