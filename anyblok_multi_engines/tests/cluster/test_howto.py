@@ -22,7 +22,7 @@ def test_code_of_the_howto(tmp_path: Path) -> None:
         r"\.\. code-block:: python\n   :caption: (\S+)\n\n((?:   .*\n|\n)+)",
         PAGE.read_text(),
     )
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for name, code in blocks:
         (tmp_path / name).write_text(textwrap.dedent(code))
     run = subprocess.run(
@@ -35,4 +35,4 @@ def test_code_of_the_howto(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert "\n5 passed" in run.stdout, run.stdout + run.stderr
+    assert "\n7 passed" in run.stdout, run.stdout + run.stderr

@@ -15,7 +15,8 @@ from textwrap import dedent
 import pytest
 
 import anyblok_multi_engines
-from anyblok_multi_engines import config, errors
+from anyblok_multi_engines import config, errors, events, metrics
+from anyblok_multi_engines.events import RegistryEvents
 from anyblok_multi_engines.routing.decision import RULES, Reason
 
 ROOT = Path(anyblok_multi_engines.__file__).parent
@@ -187,6 +188,52 @@ def test_every_message_of_the_log_is_told():
     }
     assert messages()
     assert told == set(messages())
+
+
+def metrics_of_the_code():
+    """Return the name, the type and the labels of each metric, as exposed"""
+    for metric in (*metrics.COUNTS, *metrics.servers_metrics([])):
+        (family,) = metric.collect() if hasattr(metric, "collect") else [metric]
+        labels = metric._labelnames
+        assert labels[0] == "database"
+        end = "_total" if family.type == "counter" else ""
+        yield family.name + end, family.type, ", ".join(labels[1:]) or "none"
+
+
+def test_every_metric_is_told():
+    told = [
+        (name.strip("`"), kind, labels)
+        for name, kind, labels, _ in rows("doc/reference/metrics.rst")[1:]
+    ]
+    assert told == list(metrics_of_the_code())
+
+
+def test_every_event_is_told():
+    told = [
+        (name.strip("`"), re.search(r"\.(\w+)`", value)[1])
+        for name, value, _ in rows("doc/reference/events.rst")[1:]
+    ]
+    expected = []
+    for name in RegistryEvents.dispatch._event_names:
+        (parameter,) = list(
+            inspect.signature(vars(RegistryEvents)[name]).parameters.values()
+        )[1:]
+        expected.append((name, parameter.annotation))
+
+    assert told == expected
+
+
+def test_every_value_of_an_event_is_told():
+    text = page("doc/reference/events.rst")
+    classes = [
+        name
+        for name, value in vars(events).items()
+        if inspect.isclass(value)
+        and value.__module__ == events.__name__
+        and name not in ("Listeners", "RegistryEvents")
+    ]
+    told = re.findall(r"autoclass:: anyblok_multi_engines\.events\.(\w+)", text)
+    assert sorted(told) == sorted(classes)
 
 
 @pytest.mark.parametrize("name", CODE)

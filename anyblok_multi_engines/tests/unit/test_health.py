@@ -13,6 +13,7 @@ from anyblok_multi_engines.health.model import (
     PROVING,
     Limits,
     Observation,
+    PoolUse,
     ServerHealth,
     Snapshot,
     Status,
@@ -252,3 +253,48 @@ class TestLag:
         """A dead walreceiver isn't in sync"""
         positions.note_primary(Known(9.0, position(900)))
         assert positions.lag_of(position(500), 10.0) == Lag(400, 5.0)
+
+
+class TestPrinted:
+    """A snapshot is a table"""
+
+    def test_servers_in_their_order_and_what_is_known(self):
+        seen = Observation(10.0, 0.001, True, position(0x2_0000_00FF))
+        snapshot = Snapshot(
+            {
+                "primary": ServerHealth(Status.READY, "answers", 1.0),
+                "replica1": ServerHealth(
+                    Status.LAGGING,
+                    "3.5 s behind, of 2 s allowed",
+                    1.0,
+                    observation=seen,
+                    lag=Lag(4096, 3.5),
+                    latency=0.0015,
+                    pool=PoolUse(1, 5),
+                ),
+            }
+        )
+        head, primary, replica = str(snapshot).splitlines()
+        assert head.split() == [
+            "server",
+            "status",
+            "behind",
+            "position",
+            "latency",
+            "pool",
+            "reason",
+        ]
+        assert primary.split() == ["primary", "ready", *"----", "answers"]
+        assert "lagging  3.5 s, 4096 bytes  2/FF" in replica
+        assert "1.5 ms   1/5   3.5 s behind, of 2 s allowed" in replica
+
+    def test_server_that_is_down_has_nothing_old(self):
+        seen = Observation(10.0, 0.001, True, position(255))
+        down = ServerHealth(
+            Status.DOWN, "gone", 1.0, observation=seen, lag=Lag(1, 1.0)
+        )
+        line = str(Snapshot({"replica1": down})).splitlines()[1]
+        assert line.split() == ["replica1", "down", *"----", "gone"]
+
+    def test_nothing_is_known(self):
+        assert "nothing is known" in str(Snapshot())
