@@ -115,8 +115,16 @@ def add_engines(group: Any) -> None:
 
 
 def command() -> str:
-    """Return the word that says what to do"""
-    return str(Configuration.get("engines_command"))
+    """Return the word that says what to do
+
+    :exception: OptionError, where a statement is given to another
+    """
+    found = str(Configuration.get("engines_command"))
+    given = Configuration.get("engines_sql", None)
+    if given and found != "explain":
+        raise OptionError(f"{given[0]!r}: {found} takes no statement")
+
+    return found
 
 
 def as_json() -> bool:

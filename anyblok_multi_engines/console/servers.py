@@ -8,18 +8,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from anyblok.config import Configuration
-from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import catalogue
 from ..health.monitor import Monitor
-from ..health.probe import summary_of
 from ..registry import LoadingScope, RegistryMultiEngines
 from ..routing.catalogue import Catalogue
 from ..topology import Server
@@ -42,8 +40,7 @@ class Servers(RegistryMultiEngines):
         # AnyBlok's own loads the bloks.
         self._scope = LoadingScope()
         self.probes: dict[str, DetailedProbe] = {}
-        self.db_name = Configuration.get("db_name", None)
-        self.init_engine(self.db_name)
+        self.init_engine(Configuration.get("db_name", None))
 
     def __enter__(self) -> Self:
         """Return itself"""
@@ -57,6 +54,11 @@ class Servers(RegistryMultiEngines):
     ) -> None:
         """Close it"""
         self.close()
+
+    @property
+    def database(self) -> str | None:
+        """Return the name of the database; None: the options don't have it"""
+        return self.topology.servers[0].url.database
 
     def close(self) -> None:
         """Close every connection"""
@@ -83,7 +85,9 @@ class Servers(RegistryMultiEngines):
         """Wait for no server: that none answers is an answer"""
 
     @contextmanager
-    def driver(self, server: Server, database: str | None = None) -> Iterator[Any]:
+    def driver(
+        self, server: Server, database: str | None = None
+    ) -> Iterator[Any]:
         """Give a driver's connection, with the options' credentials
 
         :param server: which one
@@ -101,23 +105,18 @@ class Servers(RegistryMultiEngines):
         finally:
             connection.invalidate()
 
-    def pool_of(self, server: Server) -> Engine:
-        """Return the engine whose pool the application's sessions use"""
-        return self._engines[server.name]
-
-    def primary_catalogue(self) -> tuple[Catalogue | None, str | None]:
-        """Return what the primary's catalogue says, or a replica's, and whose
+    def any_catalogue(self) -> Catalogue | None:
+        """Return what the primary's catalogue says, else a replica's
 
         :rtype: None where no server answers
         """
         down = self.monitor.snapshot.down
         for server in self.topology.servers:
-            if server.name not in down:
-                try:
-                    with self.engine_aside(server.name).connect() as connection:
-                        found = catalogue.read(connection, **self._functions)
-                        return found, server.name
-                except SQLAlchemyError:
-                    continue
+            if server.name in down:
+                continue
 
-        return None, None
+            engine = self.engine_aside(server.name)
+            with suppress(SQLAlchemyError), engine.connect() as connection:
+                return catalogue.read(connection, **self._functions)
+
+        return None

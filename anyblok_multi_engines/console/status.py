@@ -22,7 +22,7 @@ from ..consistency import format_lsn
 from ..health.model import Limits, ServerHealth, Snapshot, Status, judge
 from ..positions import Lag
 from ..routing.decision import PRIMARY
-from ..topology import Role, Server, Topology, place_of
+from ..topology import Server, Topology, place_of
 from . import options
 from .details import Details
 from .passwords import hidden

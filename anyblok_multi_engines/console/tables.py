@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -94,7 +93,7 @@ def of_status(report: Report) -> RenderableType:
 
 
 def of_check(checked: Checked) -> RenderableType:
-    """Return what was found, the worst of each check first
+    """Return the table of what was found
 
     :param checked: the findings
     """
@@ -180,7 +179,8 @@ def _numbers(state: ServerState) -> Iterable[str]:
 
 def _lag(state: ServerState) -> str:
     if state.lag_bytes is None:
-        return "-"
+        is_primary = state.role == "primary" or state.status == "down"
+        return "-" if is_primary else "unknown"
 
     if not state.lag_bytes:
         return "none"
