@@ -168,12 +168,16 @@ def explain(servers: Servers, statements: Iterable[str]) -> Explained:
         assumed.append(NO_SERVER)
         usable = tuple(server.name for server in servers.topology.readers)
 
-    catalogue = servers.any_catalogue()
-    if catalogue is None:
+    found = servers.any_catalogue()
+    if found is None:
         assumed.append(NO_CATALOGUE)
-        catalogue = AssumedCatalogue()
+        found = AssumedCatalogue(), PRIMARY
+    elif found[1] != PRIMARY and not servers.topology.read_only:
+        assumed.append(
+            f"the primary can't be asked: {found[1]} has its catalogue"
+        )
 
-    known = Statements(catalogue)
+    known = Statements(found[0])
     return Explained(
         tuple(
             explanation_of(servers, known, usable, statement)

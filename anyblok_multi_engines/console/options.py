@@ -15,9 +15,9 @@ from textwrap import dedent
 from typing import Any
 
 from anyblok.config import Configuration
+from sqlglot import TokenType
 from sqlglot.dialects.postgres import Postgres
 from sqlglot.errors import TokenError
-from sqlglot.tokens import TokenType
 
 from ..errors import OptionError
 

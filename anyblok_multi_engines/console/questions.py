@@ -118,7 +118,8 @@ def answers_of(driver: Any, pooling: Pooling) -> Answers:
         for name, value, unit in rows(driver, SETTINGS)
     }
     in_recovery, path, role, database, sees = rows(driver, SESSION)[0]
-    key, position = (), None
+    key: tuple[str, ...] = ()
+    position = None
     with suppress(Exception):
         # Not every role may ask, nor every server answer.
         identity = replica_identity(driver)

@@ -105,8 +105,8 @@ class Servers(RegistryMultiEngines):
         finally:
             connection.invalidate()
 
-    def any_catalogue(self) -> Catalogue | None:
-        """Return what the primary's catalogue says, else a replica's
+    def any_catalogue(self) -> tuple[Catalogue, str] | None:
+        """Return what the primary's catalogue says, else a replica's, and whose
 
         :rtype: None where no server answers
         """
@@ -117,6 +117,7 @@ class Servers(RegistryMultiEngines):
 
             engine = self.engine_aside(server.name)
             with suppress(SQLAlchemyError), engine.connect() as connection:
-                return catalogue.read(connection, **self._functions)
+                found = catalogue.read(connection, **self._functions)
+                return found, server.name
 
         return None
