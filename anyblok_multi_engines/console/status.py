@@ -177,6 +177,10 @@ def with_age(
     """
     for server in topology.replicas:
         known, more = snapshot.of(server.name), details.get(server.name)
+        if known.status not in (Status.READY, Status.LAGGING):
+            # What it has answered before is still known of it.
+            continue
+
         age = more and more.replayed_age
         if known.lag and known.lag.bytes and known.observation and age:
             lag = Lag(known.lag.bytes, max(age, known.lag.seconds))

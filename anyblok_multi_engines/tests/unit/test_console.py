@@ -107,7 +107,7 @@ class TestOptions:
 
 
 class TestPasswords:
-    def test_password_of_an_url_is_hidden(self, monkeypatch):
+    def test_password_of_an_url_is_hidden(self):
         assert hidden("invalid dsn: postgresql://me:s3cr3t@host/x") == (
             "invalid dsn: postgresql://***@host/x"
         )
@@ -229,6 +229,13 @@ class TestAge:
         found = with_age(TOPOLOGY, self.BEHIND, self.DETAILS, 1, limits)
         assert found.of("replica1").status is Status.LAGGING
         assert found.of("replica1").reason == "12.5 s behind, of 10 s allowed"
+
+    @pytest.mark.parametrize("status", [Status.DOWN, Status.WRONG])
+    def test_server_that_is_not_used_stays_unused(self, status):
+        gone = replace(self.BEHIND.of("replica1"), status=status)
+        before = self.BEHIND.with_server("replica1", gone)
+        found = with_age(TOPOLOGY, before, self.DETAILS, 1, Limits())
+        assert found.of("replica1") == gone
 
     def test_replica_that_has_everything_is_not_behind(self):
         limits = Limits(max_lag=10.0)
