@@ -100,6 +100,14 @@ def connection(facts: Facts) -> Iterator[Found]:
 
 def database(facts: Facts) -> Iterator[Found]:
     """The database is on every server"""
+    if not facts.database:
+        yield _error(
+            "--db-name",
+            "no database is named",
+            "give --db-name, or a database in the URLs",
+        )
+        return
+
     for known in facts.servers:
         if known.answers:
             yield _ok(known.name, f"it has the database {facts.database}")

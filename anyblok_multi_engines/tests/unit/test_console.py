@@ -102,6 +102,7 @@ class TestOptions:
             list(options.split("select 'x"))
 
     def test_every_command_has_its_help(self):
+        assert tuple(application.COMMANDS) == options.COMMANDS
         for name in application.COMMANDS:
             assert f"  {name}" in options.DESCRIPTION
 
@@ -220,13 +221,13 @@ class TestAge:
     }
 
     def test_replica_is_as_far_behind_as_what_it_has_replayed(self):
-        found = with_age(TOPOLOGY, self.BEHIND, self.DETAILS, 1, Limits())
+        found = with_age(TOPOLOGY, self.BEHIND, self.DETAILS, None, 1, Limits())
         assert found.of("replica1").lag == Lag(2_500_000, 12.5)
         assert found.of("replica1").status is Status.READY
 
     def test_it_is_judged_by_that(self):
         limits = Limits(max_lag=10.0)
-        found = with_age(TOPOLOGY, self.BEHIND, self.DETAILS, 1, limits)
+        found = with_age(TOPOLOGY, self.BEHIND, self.DETAILS, None, 1, limits)
         assert found.of("replica1").status is Status.LAGGING
         assert found.of("replica1").reason == "12.5 s behind, of 10 s allowed"
 
@@ -234,12 +235,19 @@ class TestAge:
     def test_server_that_is_not_used_stays_unused(self, status):
         gone = replace(self.BEHIND.of("replica1"), status=status)
         before = self.BEHIND.with_server("replica1", gone)
-        found = with_age(TOPOLOGY, before, self.DETAILS, 1, Limits())
+        found = with_age(TOPOLOGY, before, self.DETAILS, None, 1, Limits())
         assert found.of("replica1") == gone
+
+    def test_replica_that_goes_on_is_not_late(self):
+        """It hasn't replayed the first write after a long silence yet"""
+        found = with_age(
+            TOPOLOGY, self.BEHIND, self.DETAILS, POSITION, 1, Limits()
+        )
+        assert found == self.BEHIND
 
     def test_replica_that_has_everything_is_not_behind(self):
         limits = Limits(max_lag=10.0)
-        found = with_age(TOPOLOGY, self.BEHIND, self.DETAILS, 1, limits)
+        found = with_age(TOPOLOGY, self.BEHIND, self.DETAILS, None, 1, limits)
         assert found.of("replica2") == self.BEHIND.of("replica2")
 
 
@@ -337,7 +345,8 @@ def facts(primary=None, replica=None, **changes):
         server_facts(REPLICA1, **replica or {}),
         server_facts(REPLICA2),
     )
-    return Facts(**{"topology": TOPOLOGY, "servers": servers} | changes)
+    sound = {"topology": TOPOLOGY, "servers": servers, "database": "shop"}
+    return Facts(**sound | changes)
 
 
 def with_replica(**changes):
@@ -350,6 +359,10 @@ def with_replica(**changes):
 VOLATILE = Function("public", "bump", "v")
 
 CASES = {
+    "no_database": (
+        facts(database=None),
+        "error database --db-name: no database is named",
+    ),
     "replica_does_not_answer": (
         with_replica(answers=None, failure="connection refused"),
         "error connection replica1: replica1 (host:5432) can't be asked: "
