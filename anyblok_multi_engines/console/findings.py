@@ -10,7 +10,7 @@ Each rule is named after what it looks at, and says so by that name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -55,20 +55,20 @@ class Finding:
 
     :param severity: how bad it is
     :param check: the rule that found it
-    :param about: the server, or the option
+    :param about: the servers, or the option
     :param text: what was found
     :param advice: what to do; None: nothing has to be done
     """
 
     severity: Severity
     check: str
-    about: str
+    about: tuple[str, ...]
     text: str
     advice: str | None = None
 
 
 #: Severity, about, text, advice; the check is the rule's name.
-Found = tuple[Severity, str, str, str | None]
+Found = tuple[Severity, tuple[str, ...], str, str | None]
 Rule = Callable[[Facts], Iterator[Found]]
 
 
@@ -77,10 +77,16 @@ def findings(facts: Facts) -> tuple[Finding, ...]:
 
     :param facts: of the configuration and the servers
     """
+    found: dict[tuple[Severity, str, str, str | None], tuple[str, ...]] = {}
+    for rule in RULES:
+        for severity, about, text, advice in rule(facts):
+            key = severity, rule.__name__, text, advice
+            # What is so on several servers is said once.
+            found[key] = found.get(key, ()) + about
+
     return tuple(
-        Finding(severity, rule.__name__, about, text, advice)
-        for rule in RULES
-        for severity, about, text, advice in rule(facts)
+        Finding(severity, check, about, text, advice)
+        for (severity, check, text, advice), about in found.items()
     )
 
 
@@ -100,6 +106,14 @@ def connection(facts: Facts) -> Iterator[Found]:
 
 def database(facts: Facts) -> Iterator[Found]:
     """The database is on every server"""
+    if not facts.database:
+        yield _error(
+            "--db-name",
+            "no database is named",
+            "give --db-name, or a database in the URLs",
+        )
+        return
+
     for known in facts.servers:
         if known.answers:
             yield _ok(known.name, f"it has the database {facts.database}")
@@ -327,7 +341,7 @@ def timeouts(facts: Facts) -> Iterator[Found]:
         if len(set(told.values())) > 1:
             differing = True
             yield _warning(
-                ", ".join(told),
+                told,
                 f"{name} differs: "
                 + ", ".join(f"{x} {value}" for x, value in told.items()),
                 "a statement that fails on one server goes on on another; "
@@ -346,7 +360,7 @@ def search_path(facts: Facts) -> Iterator[Found]:
     }
     if len(set(paths.values())) > 1:
         yield _warning(
-            ", ".join(paths),
+            paths,
             "the search_path differs: "
             + "; ".join(f"{x}: {', '.join(path)}" for x, path in paths.items()),
             "names without a schema are looked up as on the primary: give "
@@ -570,12 +584,13 @@ def _named(functions: tuple[Function, ...], name: str) -> list[Function]:
 
 
 def _ok(about: str, text: str) -> Found:
-    return Severity.OK, about, text, None
+    return Severity.OK, (about,), text, None
 
 
-def _warning(about: str, text: str, advice: str) -> Found:
-    return Severity.WARNING, about, text, advice
+def _warning(about: str | Iterable[str], text: str, advice: str) -> Found:
+    names = (about,) if isinstance(about, str) else tuple(about)
+    return Severity.WARNING, names, text, advice
 
 
 def _error(about: str, text: str, advice: str) -> Found:
-    return Severity.ERROR, about, text, advice
+    return Severity.ERROR, (about,), text, advice

@@ -23,6 +23,9 @@ from ..errors import OptionError
 
 APPLICATION = "engines"
 
+# What is done for each of them: application.py.
+COMMANDS = ("status", "check", "explain", "demo")
+
 # Of --file: the standard input.
 STDIN = "-"
 
@@ -76,7 +79,7 @@ def add_engines(group: Any) -> None:
     group.add_argument(
         "engines_command",
         metavar="COMMAND",
-        choices=("status", "check", "explain", "demo"),
+        choices=COMMANDS,
         help="status, check, explain or demo.",
     )
     group.add_argument(

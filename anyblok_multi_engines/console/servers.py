@@ -38,7 +38,7 @@ class Servers(RegistryMultiEngines):
 
     def __init__(self) -> None:
         # AnyBlok's own loads the bloks.
-        self._scope = LoadingScope()
+        self.scope = LoadingScope()
         self.probes: dict[str, DetailedProbe] = {}
         self.init_engine(Configuration.get("db_name", None))
 

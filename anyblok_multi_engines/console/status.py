@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy.pool import QueuePool
 
 from .. import config
-from ..consistency import format_lsn
+from ..consistency import ConsistencyToken, format_lsn
 from ..health.model import Limits, ServerHealth, Snapshot, Status, judge
 from ..positions import Lag
 from ..routing.decision import PRIMARY
@@ -30,6 +30,9 @@ from .servers import Servers
 
 # Of the JSON: another number where a name goes, or means something else.
 VERSION = 1
+
+# Seconds between two looks at a replica that is behind.
+MOMENT = 0.1
 
 
 class Usability(StrEnum):
@@ -127,16 +130,25 @@ class Report:
 
 
 def look(servers: Servers) -> Report:
-    """Ask every server once, and return what is known then
+    """Ask every server, and return what is known then
 
     :param servers: of the options
     """
-    servers.monitor.step()
+    monitor = servers.monitor
+    monitor.step()
+    passed = None
+    if any(_is_behind(monitor.snapshot.of(x)) for x in servers.probes):
+        primary = monitor.snapshot.of(PRIMARY).observation
+        passed = primary.position if primary else None
+        time.sleep(MOMENT)
+        monitor.step()
+
     details = {name: x.details for name, x in servers.probes.items()}
     health = with_age(
         servers.topology,
-        servers.monitor.snapshot,
+        monitor.snapshot,
         details,
+        passed,
         servers.freshness.positions.system_id,
         config.limits(),
     )
@@ -160,6 +172,7 @@ def with_age(
     topology: Topology,
     snapshot: Snapshot,
     details: Mapping[str, Details | None],
+    passed: ConsistencyToken | None,
     system_id: int | None,
     limits: Limits,
 ) -> Snapshot:
@@ -167,29 +180,35 @@ def with_age(
 
     The monitor measures by its own clock alone, from its first question on:
     who looks for the first time doesn't know for how long a replica has been
-    behind.
+    behind. The age says it, but for the moment after a write that comes after
+    a long silence.
 
     :param topology: of the options
     :param snapshot: of the monitor
     :param details: by the name of the server
+    :param passed: where the primary was a moment ago: a replica that has it
+        isn't behind by more; None: unknown
     :param system_id: the primary's; None: unknown
     :param limits: of a replica
     """
     for server in topology.replicas:
         known, more = snapshot.of(server.name), details.get(server.name)
-        if known.status not in (Status.READY, Status.LAGGING):
-            # What it has answered before is still known of it.
+        seen, age = known.observation, more and more.replayed_age
+        if not (_is_behind(known) and known.lag and seen and age):
             continue
 
-        age = more and more.replayed_age
-        if known.lag and known.lag.bytes and known.observation and age:
+        if passed is None or not passed.is_reached_by(seen.position):
             lag = Lag(known.lag.bytes, max(age, known.lag.seconds))
-            judged = judge(
-                known, server.role, known.observation, system_id, lag, limits
-            )
+            judged = judge(known, server.role, seen, system_id, lag, limits)
             snapshot = snapshot.with_server(server.name, judged)
 
     return snapshot
+
+
+def _is_behind(known: ServerHealth) -> bool:
+    """Return True for a replica that answers, and hasn't everything"""
+    answers = known.status in (Status.READY, Status.LAGGING)
+    return answers and known.lag is not None and known.lag.bytes > 0
 
 
 def judged(

@@ -106,7 +106,7 @@ def of_check(checked: Checked) -> RenderableType:
         table.add_row(
             _styled(str(finding.severity)),
             Text(finding.check),
-            Text(finding.about),
+            Text("\n".join(finding.about)),
             found,
         )
 
