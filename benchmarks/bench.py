@@ -135,6 +135,12 @@ class Bench:
         )
         self.settle()
 
+    @property
+    def version(self) -> str:
+        """The version of the servers"""
+        ((found,),) = self.cluster.primary.query("show server_version")
+        return str(found)
+
     def settle(self) -> None:
         """Write to disk what is left to write, and wait for the replicas"""
         self.cluster.primary.execute("checkpoint")
