@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
+from compileall import compile_dir
 from functools import partial
 from itertools import count
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import anyblok_multi_engines
+import benchmarks
 from anyblok_multi_engines.testing import Cluster, PostgresServer, TcpProxy
 
 from . import contenders
@@ -104,6 +108,10 @@ class Bench:
 
     def __enter__(self) -> Self:
         """Start the servers, and fill the table"""
+        # As pip does when it installs AnyBlok: it is no part of a start.
+        for package in (anyblok_multi_engines, benchmarks):
+            compile_dir(Path(package.__file__ or "").parent, quiet=1)
+
         self.cluster.start()
         try:
             self._fill()

@@ -333,6 +333,8 @@ class Stock(Contender):
 
     def build(self, options: dict[str, Any]) -> None:
         """Build a registry, and note how long that takes"""
+        import anyblok.registry  # noqa: F401
+
         begun = perf_counter()
         self.session = registry_of(options)
         self._seconds = perf_counter() - begun
