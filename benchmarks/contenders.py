@@ -332,17 +332,9 @@ class Stock(Contender):
         self.build(options)
 
     def build(self, options: dict[str, Any]) -> None:
-        """Build a registry, and note how long that takes"""
-        import anyblok.registry  # noqa: F401
-
-        begun = perf_counter()
+        """Build a registry"""
         self.session = registry_of(options)
-        self._seconds = perf_counter() - begun
         self.Book = self.session.Book
-
-    def start_seconds(self) -> float:
-        """Return what it took from the options to the registry"""
-        return self._seconds
 
     @property
     def orm_session(self) -> Any:
@@ -502,6 +494,23 @@ def registry_of(options: dict[str, Any]) -> Any:
 
     registry.commit()
     return registry
+
+
+def start(name: str, options: dict[str, Any]) -> None:
+    """Build a registry, print the seconds of that, and end
+
+    :param name: "stock": without the plugin
+    :param options: AnyBlok's
+    """
+    import anyblok.registry  # noqa: F401
+
+    if name == "stock":
+        hide_plugin()
+
+    begun = perf_counter()
+    registry = registry_of(options)
+    print(perf_counter() - begun)
+    registry.close()
 
 
 def createdb(name: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -19,7 +20,7 @@ from typing import Any
 from anyblok_multi_engines.testing import wait_until
 
 from .bench import DRIVER, Bench, Worker
-from .method import Plan, Row, Sample, in_turns
+from .method import Plan, Row, Sample, Work, in_turns
 
 PAIR = ("ours", "stock")
 
@@ -30,55 +31,70 @@ REPLICAS = 8
 IDLE = "idle"
 
 #: Nothing of theirs may be in another's command line.
-COMMAND = "from benchmarks.contenders import createdb; createdb({!r})"
+CREATEDB = "from benchmarks.contenders import createdb; createdb({!r})"
+START = "from benchmarks.contenders import start; start({!r}, {!r})"
 NUMBERS = count(1)
 
 
 def start(bench: Bench) -> Iterator[Row]:
-    """A registry in a new process"""
-    plan = Plan(1, 2, 3) if bench.quick else Plan(1, 3, 5)
+    """A process with a registry"""
     urls = {"db_wo_url": bench.url(), "db_ro_urls": bench.replica_urls()}
-    measured = in_turns(
-        {
-            "ours": started("ours", {"db_url": None, **urls}),
-            "stock": started("stock", {"db_url": bench.url()}),
-        },
-        plan,
-    )
-    yield measured.row(
+    options = {"ours": urls, "stock": {"db_url": bench.url()}}
+    inside: dict[str, list[float]] = {name: [] for name in PAIR}
+
+    def starts(name: str) -> Work:
+        command = START.format(name, options[name])
+
+        def start(number: int) -> list[float]:
+            taken = [run(command) for _ in range(number)]
+            inside[name] += [float(output) for _, output in taken]
+            return [seconds for seconds, _ in taken]
+
+        return start
+
+    plan = Plan(1, 2, 3) if bench.quick else Plan(1, 4, 5)
+    measured = in_turns({name: starts(name) for name in PAIR}, plan)
+    row = measured.row(
         "registry-start",
-        "A registry starts in a new process, from the options on",
+        "A process starts, builds its registry and ends",
         PAIR,
         bar=1.05,
     )
+    samples = [
+        Sample(f"{name}, without AnyBlok's import", median(inside[name]))
+        for name in PAIR
+    ]
+    yield replace(row, samples=[*row.samples, *samples])
 
 
-def started(name: str, options: dict[str, Any]) -> Callable[[int], list[float]]:
-    """Return a function that gives the seconds of starts"""
+def run(command: str, *arguments: str) -> tuple[float, str]:
+    """Return the seconds of a process, and what it said
 
-    def starts(number: int) -> list[float]:
-        found = []
-        for _ in range(number):
-            worker = Worker(name, options)
-            found.append(worker.ask("start_seconds"))
-            worker.close()
-
-        return found
-
-    return starts
+    :param command: in Python
+    :param arguments: of the command line
+    """
+    begun = perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", command, *arguments],
+        cwd=Path(__file__).parent.parent,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return perf_counter() - begun, done.stdout
 
 
 def createdb(bench: Bench) -> Iterator[Row]:
     """``anyblok_createdb``, the whole process"""
     measured = in_turns(
-        {name: created(bench, name) for name in PAIR}, Plan(1, 2, 3)
+        {name: created(bench, name) for name in PAIR}, Plan(1, 3, 5)
     )
     yield measured.row(
         "createdb", "anyblok_createdb, the whole process", PAIR, bar=1.05
     )
 
 
-def created(bench: Bench, name: str) -> Callable[[int], list[float]]:
+def created(bench: Bench, name: str) -> Work:
     """Return a function that gives the seconds of the command"""
 
     def create(number: int) -> list[float]:
@@ -93,15 +109,7 @@ def created(bench: Bench, name: str) -> Callable[[int], list[float]]:
                 urls = (x.url(database, DRIVER) for x in bench.cluster.replicas)
                 options += ["--db-wo-url", primary, "--db-ro-urls", *urls]
 
-            begun = perf_counter()
-            subprocess.run(
-                [sys.executable, "-c", COMMAND.format(name), *options],
-                cwd=Path(__file__).parent.parent,
-                check=True,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-            found.append(perf_counter() - begun)
+            found.append(run(CREATEDB.format(name), *options)[0])
             bench.cluster.drop_database(database)
             bench.settle()
 
