@@ -95,7 +95,8 @@ def check_before_flush(session: Session) -> None:
     if updated or deleted:
         # What they loaded may have been in another session.
         expect_replica_reads(session)
-        _compare(session, session.execute, updated, deleted)
+        # The connection that the flush writes on: past what decides for a read.
+        _compare(session, session.connection().execute, updated, deleted)
 
 
 def check_before_bulk_save(session: Session, instances: Iterable[Any]) -> None:
