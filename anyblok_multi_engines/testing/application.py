@@ -3,7 +3,7 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License,
 # v. 2.0. If a copy of the MPL was not distributed with this file,You can
 # obtain one at http://mozilla.org/MPL/2.0/.
-"""An application's bloks on a cluster: the only module here that sees AnyBlok"""
+"""An application's bloks on a cluster; no other module here sees AnyBlok"""
 
 from __future__ import annotations
 

@@ -139,7 +139,9 @@ class Findings:
 
     def dump(self) -> dict[str, Any]:
         """Return them as a worker of xdist sends them"""
-        return {"found": [asdict(x) for x in self], "reads": dict(self.reads)}
+        # It sends no enumeration.
+        found = [{**asdict(x), "kind": x.kind.value} for x in self]
+        return {"found": found, "reads": dict(self.reads)}
 
     def load(self, dumped: dict[str, Any]) -> None:
         """Add what a worker has sent
@@ -148,9 +150,11 @@ class Findings:
         """
         self.reads.update(dumped["reads"])
         for item in dumped["found"]:
+            kind, line = Kind(item["kind"]), Line(**item["line"])
             then = item["then"] and Line(**item["then"])
-            line, kind = Line(**item["line"]), Kind(item["kind"])
-            self.add(Finding(**{**item, "line": line, "kind": kind} | {"then": then}))
+            self.add(
+                Finding(**{**item, "line": line, "kind": kind} | {"then": then})
+            )
 
     def report(self, root: str) -> Iterator[str]:
         """Yield the lines of the report, by file and line
