@@ -323,8 +323,12 @@ class Rehearsal:
             self._units = {}
 
     def _note_commit(self, session: Any) -> None:
-        """Note that others may see now what has been written"""
-        if self._is_mine(session) and not session.in_nested_transaction():
+        """End a unit of work; others may see what it has written
+
+        Of the tests' own savepoint, it is the application that commits.
+        """
+        if self._is_mine(session) and not self._has_savepoint(session):
+            self._units = {}
             self._test.committed |= bool(self._test.writers)
 
     def _note_seen(self, connection: Any) -> None:
