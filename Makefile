@@ -16,7 +16,7 @@ SECONDS ?= 600
 SERVERS := $(TESTS) --ignore=$(TESTS)/unit -n $(WORKERS)
 
 .PHONY: help demo test test-unit test-servers test-psycopg \
-	test-sqlalchemy21 test-anyblok soak soak-broken chaos bench-write-guard \
+	test-sqlalchemy21 test-anyblok test-published soak soak-broken chaos bench-write-guard \
 	lint types doc format clean
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make test-psycopg       the same with psycopg 3"
 	@echo "make test-sqlalchemy21  the same with SQLAlchemy 2.1"
 	@echo "make test-anyblok       AnyBlok's own suite, without and with us"
+	@echo "make test-published     suites of published bloks, on replicas too"
 	@echo "make soak               sessions on replicas that lag, and a checker"
 	@echo "make soak-broken        the same with routers broken on purpose"
 	@echo "make chaos              the servers fail, one by one: a report"
@@ -76,6 +77,9 @@ test-sqlalchemy21: $(VENV21)/test
 
 test-anyblok: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.anyblok_suite
+
+test-published: $(VENV)/test
+	$(BIN)/python -m anyblok_multi_engines.tests.published_bloks
 
 soak: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.soak \
