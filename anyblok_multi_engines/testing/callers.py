@@ -60,7 +60,7 @@ class Callers:
     def __init__(self, root: str, patterns: Collection[str]) -> None:
         self._root = PurePath(root)
         self._patterns = (*patterns, *TEST_FILES)
-        self._is_test = lru_cache(maxsize=None)(self._is_test_file)
+        self._is_test = lru_cache(maxsize=None)(self.is_test_file)
 
     def caller(self) -> Caller | None:
         """Return who has sent the statement; None: no code of its project"""
@@ -94,7 +94,11 @@ class Callers:
 
         return False
 
-    def _is_test_file(self, path: str) -> bool:
+    def is_test_file(self, path: str) -> bool:
+        """Return True where a file belongs to the tests
+
+        :param path: of the file
+        """
         found = PurePath(path)
         if any(fnmatch(found.name, x) for x in self._patterns):
             return True

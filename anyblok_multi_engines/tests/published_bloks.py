@@ -44,7 +44,7 @@ PACKAGES = (
     "anyblok_wms_base==0.8.0.post0",
 )
 
-# AnyBlok 2 calls it anyblok; bloks of before find the registry all the same.
+# AnyBlok 2 calls it anyblok; these bloks are of before.
 OLD_NAME = """
 from anyblok.registry import Registry
 
@@ -69,18 +69,16 @@ class Suite:
 
     :param path: of the tests, in site-packages
     :param bloks: that they want
-    :param old_name: True where they ask for AnyBlok 1's name of the registry
     """
 
     path: str
     bloks: tuple[str, ...] = ()
-    old_name: bool = False
 
 
 SUITES = (
     Suite("anyblok_address", ("address",)),
     Suite("anyblok_mixins"),
-    Suite("anyblok_wms_base/core", ("wms-core",), old_name=True),
+    Suite("anyblok_wms_base/core", ("wms-core",)),
 )
 
 
@@ -100,8 +98,9 @@ class Place:
 
         :exception: CalledProcessError
         """
-        venv.create(self.directory, clear=True, with_pip=True)
+        venv.create(self.directory, with_pip=True)
         self.pip("install", *PACKAGES)
+        self.pip("uninstall", "--yes", "anyblok_multi_engines")
         (self.packages / "old_name.py").write_text(OLD_NAME)
 
     def pip(self, *arguments: str) -> None:
@@ -145,7 +144,7 @@ class Place:
                 [
                     *(self.program("python"), "-m", "pytest", "-q", "--tb=no"),
                     *("-p", "no:cacheprovider", "-W", "ignore"),
-                    *(("-p", "old_name") if suite.old_name else ()),
+                    *("-p", "old_name"),
                     *(f"--junitxml={report}", *arguments),
                     self.packages / suite.path,
                 ],
@@ -249,16 +248,9 @@ def main() -> int:
         help="of the virtual environment; default: %(default)s",
     )
     console = Console(soft_wrap=True)
-    parser.add_argument(
-        "--keep",
-        action="store_true",
-        help="take the environment as it is: all runs are with the plugin",
-    )
-    arguments = parser.parse_args()
-    place = Place(arguments.directory.absolute())
+    place = Place(parser.parse_args().directory.absolute())
     try:
-        if not arguments.keep:
-            place.make()
+        place.make()
     except subprocess.CalledProcessError as error:
         console.print(f"The bloks can't be installed: {error}", markup=False)
         return 2
