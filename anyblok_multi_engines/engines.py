@@ -129,7 +129,7 @@ def create(
             commits=transactional,
         )
         if engine.dialect.driver in ("psycopg", "psycopg2"):
-            event.listen(engine, "before_cursor_execute", _begin_for_cursor)
+            _begin_for_cursors(engine)
             notice_ended_connections(engine)
             track(engine)
 
@@ -249,18 +249,12 @@ def _send_nothing(connection: Any) -> None:
 def is_in_transaction(driver: Any) -> bool:
     """Return True where a transaction is open, or might be
 
-    :param driver: a connection of psycopg2 or psycopg
-    """
-    return int(driver.info.transaction_status) != 0
+    Nothing is asked. A driver that doesn't know says no.
 
-
-def has_begun(driver: Any) -> bool:
-    """Return True where a transaction is open, as far as the driver tells
-
-    :param driver: a connection, of any driver
+    :param driver: a connection
     """
     info = getattr(driver, "info", None)
-    return hasattr(info, "transaction_status") and is_in_transaction(driver)
+    return int(getattr(info, "transaction_status", 0)) != 0
 
 
 def is_lost(connection: Connection, error: DBAPIError) -> bool:
@@ -293,8 +287,7 @@ def _roll_back(driver: Any) -> None:
     A server that doesn't answer is cut off: the primary's end may wait behind
     it, and the primary's locks with it.
     """
-    status = getattr(getattr(driver, "info", None), "transaction_status", None)
-    if driver.closed or status is None or int(status) == 0:
+    if driver.closed or not is_in_transaction(driver):
         # Idle, or of a driver that doesn't know: there is nothing to send.
         driver.rollback()
         return
@@ -670,19 +663,46 @@ def _read_only_setter(level: str) -> Any:
     return set_read_only
 
 
-def _begin_for_cursor(
-    connection: Any,
-    cursor: Any,
-    statement: str,
-    parameters: Any,
-    context: Any,
-    executemany: bool,
+def tell_statements(
+    engine: Engine, tell: Callable[[Connection, Any], None]
 ) -> None:
-    """Begin a transaction around a server-side cursor, which needs one
+    """Have each statement told that is about to be sent
+
+    Not by an event: SQLAlchemy then makes each statement slower by some us,
+    of listeners or not.
+
+    :param engine: of the server
+    :param tell: called with the connection and SQLAlchemy's statement; None
+        for a text that goes to the driver as it is
+    """
+    dialect = engine.dialect
+    base: Any = dialect.execution_ctx_cls
+
+    class Context(base):  # type: ignore[misc]
+        def create_cursor(self) -> Any:
+            tell(
+                self.root_connection, getattr(self.compiled, "statement", None)
+            )
+            return super().create_cursor()
+
+    dialect.execution_ctx_cls = Context
+
+
+def _begin_for_cursors(engine: Engine) -> None:
+    """Begin a transaction around each server-side cursor, which needs one
 
     The end of the unit of work ends it, and AUTOCOMMIT is back. A cursor WITH
     HOLD would need none: the server would copy its whole result first, and
     keep it, abandoned, for as long as the pool keeps the connection.
+
+    :param engine: of a replica
     """
-    if getattr(cursor, "name", None) is not None:
-        connection.connection.dbapi_connection.autocommit = False
+    dialect = engine.dialect
+    base: Any = dialect.execution_ctx_cls
+
+    class Context(base):  # type: ignore[misc]
+        def create_server_side_cursor(self) -> Any:
+            self.root_connection.connection.dbapi_connection.autocommit = False
+            return super().create_server_side_cursor()
+
+    dialect.execution_ctx_cls = Context
