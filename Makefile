@@ -16,7 +16,8 @@ SECONDS ?= 600
 SERVERS := $(TESTS) --ignore=$(TESTS)/unit -n $(WORKERS)
 
 .PHONY: help demo test test-unit test-servers test-psycopg \
-	test-sqlalchemy21 test-anyblok soak soak-broken chaos bench bench-quick \
+	test-sqlalchemy21 test-anyblok test-published \
+	soak soak-broken chaos bench bench-quick \
 	bench-write-guard \
 	lint types doc format clean
 
@@ -28,6 +29,7 @@ help:
 	@echo "make test-psycopg       the same with psycopg 3"
 	@echo "make test-sqlalchemy21  the same with SQLAlchemy 2.1"
 	@echo "make test-anyblok       AnyBlok's own suite, without and with us"
+	@echo "make test-published     suites of published bloks, on replicas too"
 	@echo "make soak               sessions on replicas that lag, and a checker"
 	@echo "make soak-broken        the same with routers broken on purpose"
 	@echo "make chaos              the servers fail, one by one: a report"
@@ -83,6 +85,9 @@ test-sqlalchemy21: $(VENV21)/test
 
 test-anyblok: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.anyblok_suite
+
+test-published: $(VENV)/test
+	$(BIN)/python -m anyblok_multi_engines.tests.published_bloks
 
 soak: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.soak \

@@ -154,6 +154,9 @@ setup(
         "anyblok.registry.mixin": [
             "multi_engines = anyblok_multi_engines.registry:MultiEngines",
         ],
+        "pytest11": [
+            "anyblok_multi_engines = anyblok_multi_engines.testing.plugin",
+        ],
         "test_bloks": [
             "test-me-blok1 = anyblok_multi_engines.test_bloks.test1:Test1Blok",
             "test-me-blok2 = anyblok_multi_engines.test_bloks.test2:Test2Blok",
