@@ -1,0 +1,326 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""Who is measured, each in a process of its own: what runs there.
+
+This module runs in the contenders' processes, and imports nothing of the
+plugin: a process without it has nothing of it in its memory.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from itertools import count, cycle
+from multiprocessing.connection import Connection
+from random import choice
+from time import perf_counter
+from typing import Any
+
+DATABASE = "bench"
+
+#: Objects that are only read, and how many there are of those that each
+#: contender changes, one after the other.
+READ = range(1, 101)
+
+
+class Unavailable(Exception):
+    """The contender isn't installed"""
+
+
+class Contender:
+    """What a contender can be asked for
+
+    A unit of work is a generator: what stands between its two ``yield`` is
+    timed.
+
+    :param options: of AnyBlok, or ``primary`` and ``replicas``: URLs
+    """
+
+    #: SQLAlchemy's session, or AnyBlok's registry
+    session: Any
+    Book: Any
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        from sqlalchemy import select, text
+
+        self._select, self._text = select, text
+        self._keys = cycle(READ)
+        self._changed: Iterator[int] = iter(())
+        self._titles = (f"title {n}" for n in count())
+        self.start(options)
+
+    def start(self, options: dict[str, Any]) -> None:
+        """Start it
+
+        :exception: Unavailable
+        """
+        raise NotImplementedError
+
+    def times(self, unit: str, number: int) -> list[float]:
+        """Do units of work, and return the seconds of each
+
+        :param unit: the name of the method
+        :param number: how many
+        """
+        make = getattr(self, unit)
+        taken = []
+        for _ in range(number):
+            steps = make()
+            next(steps)
+            start = perf_counter()
+            next(steps)
+            taken.append(perf_counter() - start)
+            next(steps, None)
+
+        self.session.rollback()
+        return taken
+
+    def may_change(self, first: int, last: int) -> None:
+        """Give it the rows that it alone changes, each of them once"""
+        self._changed = iter(range(first, last))
+
+    def read(self, key: int) -> Any:
+        """Return an object, by a SELECT"""
+        Book = self.Book
+        statement = self._select(Book).where(Book.id == key)
+        return self.session.execute(statement).scalar_one()
+
+    def add(self, title: str) -> None:
+        """Add an object, by an INSERT"""
+        self.session.add(self.Book(title=title))
+        self.session.flush()
+
+    # Units of work
+
+    def select_open(self) -> Iterator[None]:
+        """A SELECT in a unit of work that has read before"""
+        if not self.session.in_transaction():
+            self.read(next(self._keys))
+
+        key = next(self._keys)
+        yield
+        self.read(key)
+        yield
+
+    def select_unit(self) -> Iterator[None]:
+        """A SELECT, and the end of the unit of work"""
+        key = next(self._keys)
+        yield
+        self.read(key)
+        self.session.rollback()
+        yield
+
+    def insert_unit(self) -> Iterator[None]:
+        """An INSERT, and the commit"""
+        title = next(self._titles)
+        yield
+        self.add(title)
+        self.session.commit()
+        yield
+
+
+class Stock(Contender):
+    """AnyBlok without the plugin"""
+
+    def start(self, options: dict[str, Any]) -> None:
+        """Hide the plugin's entry points, and build a registry"""
+        hide_plugin()
+        self.session = registry_of(options)
+        self.Book = self.session.Book
+
+    def add(self, title: str) -> None:
+        """Add an object, as AnyBlok has it"""
+        self.Book.insert(title=title)
+
+
+class Ours(Stock):
+    """AnyBlok with the plugin"""
+
+    def start(self, options: dict[str, Any]) -> None:
+        """Build a registry"""
+        self.session = registry_of(options)
+        self.Book = self.session.Book
+
+
+class Plain(Contender):
+    """A session of SQLAlchemy, without AnyBlok"""
+
+    def start(self, options: dict[str, Any]) -> None:
+        """Map the table, and make a session"""
+        self.Book = mapped_book()
+        self.session = self.make_session(**options)
+
+    def make_session(self, primary: str, replicas: list[str]) -> Any:
+        """Return the session"""
+        raise NotImplementedError
+
+
+class Recipe(Plain):
+    """The usual ``get_bind``: flushes and DML to the primary"""
+
+    def make_session(self, primary: str, replicas: list[str]) -> Any:
+        """Return a session of the recipe"""
+        from sqlalchemy import UpdateBase, create_engine
+        from sqlalchemy.orm import Session
+
+        engines = [create_engine(url) for url in replicas]
+        writer = create_engine(primary)
+
+        class RecipeSession(Session):
+            def get_bind(
+                self, mapper: Any = None, *, clause: Any = None, **kwargs: Any
+            ) -> Any:
+                if self._flushing or isinstance(clause, UpdateBase):
+                    return writer
+
+                return choice(engines)
+
+        return RecipeSession()
+
+
+class AdvancedAlchemy(Plain):
+    """Advanced Alchemy's router"""
+
+    def make_session(self, primary: str, replicas: list[str]) -> Any:
+        """Return a session of the router"""
+        try:
+            from advanced_alchemy.config.routing import RoutingConfig
+            from advanced_alchemy.routing import RoutingSyncSessionMaker
+        except ImportError as error:
+            raise Unavailable(
+                "pip install advanced-alchemy: " + str(error)
+            ) from error
+
+        maker = RoutingSyncSessionMaker(
+            RoutingConfig(
+                primary_connection_string=primary, read_replicas=replicas
+            )
+        )
+        return maker()
+
+
+CONTENDERS: dict[str, type[Contender]] = {
+    "stock": Stock,
+    "ours": Ours,
+    "recipe": Recipe,
+    "advanced-alchemy": AdvancedAlchemy,
+}
+
+
+def hide_plugin() -> None:
+    """Let AnyBlok find no entry point of the plugin, but for the test bloks"""
+    import anyblok
+    import anyblok.blok
+    import anyblok.migration
+    import anyblok.registry
+    from anyblok.pkg_metadata import iter_entry_points
+
+    def without_plugin(group: str) -> list[Any]:
+        return [
+            x
+            for x in iter_entry_points(group)
+            if group == "test_bloks" or "multi_engines" not in x.name
+        ]
+
+    for module in (anyblok, anyblok.blok, anyblok.migration, anyblok.registry):
+        module.iter_entry_points = without_plugin
+
+
+def load_anyblok(options: dict[str, Any]) -> None:
+    """Load AnyBlok's options and bloks in a process that has none yet
+
+    :param options: AnyBlok's
+    """
+    from anyblok import load_init_function_from_entry_points
+    from anyblok.blok import BlokManager
+    from anyblok.config import Configuration
+
+    # The arguments aren't AnyBlok's, and nobody asks which files it reads.
+    del sys.argv[1:]
+    with redirect_stdout(StringIO()):
+        load_init_function_from_entry_points(unittest=True)
+        Configuration.load_config_for_test()
+
+    BlokManager.load(entry_points=("bloks", "test_bloks"))
+    Configuration.update(db_name=DATABASE, **options)
+
+
+def registry_of(options: dict[str, Any]) -> Any:
+    """Return the registry of a process that has loaded nothing yet
+
+    :param options: AnyBlok's
+    """
+    load_anyblok(options)
+    from anyblok.registry import RegistryManager
+
+    registry = RegistryManager.get(DATABASE)
+    if not registry.has("Model.Book"):
+        registry.upgrade(install=["test-me-blok4"])
+
+    registry.commit()
+    return registry
+
+
+def mapped_book() -> Any:
+    """Return a class for the table that AnyBlok has made"""
+    from sqlalchemy import JSON
+    from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+    class Base(DeclarativeBase):
+        pass
+
+    # By hand: ``from __future__ import annotations`` hides the local names.
+    columns = {
+        "id": Mapped[int],
+        "title": Mapped[str],
+        "copies": Mapped[int],
+        "facts": Mapped[Any],
+        "shelf_id": Mapped[int],
+    }
+    return type(
+        "Book",
+        (Base,),
+        {
+            "__tablename__": "book",
+            "__annotations__": columns,
+            "id": mapped_column(primary_key=True),
+            "copies": mapped_column(default=0),
+            "facts": mapped_column(JSON),
+            "shelf_id": mapped_column(nullable=True),
+        },
+    )
+
+
+def serve(pipe: Connection, name: str, options: dict[str, Any]) -> None:
+    """Do what the parent asks for, until it closes the pipe
+
+    What is sent back is ("", answer) or (traceback, None).
+
+    :param pipe: of the parent
+    :param name: of the contender
+    :param options: for its start
+    """
+    with pipe:
+        try:
+            contender = CONTENDERS[name](options)
+        except Unavailable as error:
+            pipe.send((str(error), None))
+            return
+
+        pipe.send(("", None))
+        while True:
+            try:
+                method, *arguments = pipe.recv()
+            except EOFError:
+                return
+
+            try:
+                pipe.send(("", getattr(contender, method)(*arguments)))
+            except Exception:
+                pipe.send((traceback.format_exc(), None))
