@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from anyblok.config import Configuration
 from anyblok.config import get_url as anyblok_get_url
@@ -50,6 +50,8 @@ POLICIES = tuple(policy.value for policy in Policy)
 # capitals or signs.
 NAME = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
 FUNCTION = re.compile(rf"{NAME}(?:\.{NAME})?")
+
+Number = TypeVar("Number", int, float)
 
 HOW_TO_WRITE_URLS = (
     "write dialect://user:password@host:port/database, with %40 for an @ and "
@@ -366,7 +368,7 @@ def limits() -> Limits:
 
     :exception: OptionError
     """
-    most = _seconds("--db-ro-max-lag-bytes")
+    most = _count("--db-ro-max-lag-bytes", least=0)
     interval = _seconds("--db-ro-check-interval")
     backoff = _seconds("--db-ro-max-backoff")
     timeout = _seconds("--db-ro-connect-timeout")
@@ -379,7 +381,7 @@ def limits() -> Limits:
 
     return Limits(
         max_lag=_seconds("--db-ro-max-lag"),
-        max_lag_bytes=None if most is None else int(most),
+        max_lag_bytes=most,
         interval=Limits.interval if interval is None else interval,
         max_backoff=Limits.max_backoff if backoff is None else backoff,
         connect_timeout=Limits.connect_timeout if timeout is None else timeout,
@@ -408,40 +410,35 @@ def fallback() -> Fallback:
     return Fallback(to_primary=value == FALLBACKS[0], limit=limit)
 
 
-def _count(option: str) -> int | None:
-    """Return an option's number; None: it isn't given
+def _seconds(option: str) -> float | None:
+    """Return an option's seconds, 0 or more; None: it isn't given
 
     :exception: OptionError
     """
+    return _number(option, float, 0, "seconds, such as 2 or 0.5")
+
+
+def _count(option: str, least: int = 1) -> int | None:
+    """Return an option's whole number; None: it isn't given
+
+    :exception: OptionError
+    """
+    return _number(option, int, least, f"a whole number, {least} or more")
+
+
+def _number(
+    option: str, cast: Callable[[Any], Number], least: int, what: str
+) -> Number | None:
     value: Any = Configuration.get(option.strip("-").replace("-", "_"), None)
     if value is None or value == "":
         return None
 
     with suppress(TypeError, ValueError):
-        number = int(value)
-        if number > 0:
+        number = cast(value)
+        if least <= number < float("inf"):
             return number
 
-    raise OptionError(f"{option}: {_shown(value)}; write a number, 1 or more")
-
-
-def _seconds(option: str) -> float | None:
-    """Return an option's seconds; None: it isn't given
-
-    :exception: OptionError
-    """
-    value: Any = Configuration.get(option.strip("-").replace("-", "_"), None)
-    if value is None or value == "":
-        return None
-
-    with suppress(TypeError, ValueError):
-        seconds = float(value)
-        if 0 <= seconds < float("inf"):
-            return seconds
-
-    raise OptionError(
-        f"{option}: {_shown(value)}; write seconds, such as 2 or 0.5"
-    )
+    raise OptionError(f"{option}: {_shown(value)}; write {what}")
 
 
 def _shown(value: Any) -> str:

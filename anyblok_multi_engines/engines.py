@@ -249,18 +249,12 @@ def _send_nothing(connection: Any) -> None:
 def is_in_transaction(driver: Any) -> bool:
     """Return True where a transaction is open, or might be
 
-    :param driver: a connection of psycopg2 or psycopg
-    """
-    return int(driver.info.transaction_status) != 0
+    Nothing is asked. A driver that doesn't know says no.
 
-
-def has_begun(driver: Any) -> bool:
-    """Return True where a transaction is open, as far as the driver tells
-
-    :param driver: a connection, of any driver
+    :param driver: a connection
     """
     info = getattr(driver, "info", None)
-    return hasattr(info, "transaction_status") and is_in_transaction(driver)
+    return int(getattr(info, "transaction_status", 0)) != 0
 
 
 def is_lost(connection: Connection, error: DBAPIError) -> bool:
@@ -293,8 +287,7 @@ def _roll_back(driver: Any) -> None:
     A server that doesn't answer is cut off: the primary's end may wait behind
     it, and the primary's locks with it.
     """
-    status = getattr(getattr(driver, "info", None), "transaction_status", None)
-    if driver.closed or status is None or int(status) == 0:
+    if driver.closed or not is_in_transaction(driver):
         # Idle, or of a driver that doesn't know: there is nothing to send.
         driver.rollback()
         return

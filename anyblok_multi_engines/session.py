@@ -41,7 +41,6 @@ from . import provenance, write_guard
 from .consistency import ConsistencyToken, freshest
 from .engines import (
     end_now,
-    has_begun,
     is_in_transaction,
     is_lost,
     read_only_mode,
@@ -950,7 +949,12 @@ class MixinSession(SessionBase):
 
         decision = call.decision
         if decision is None:
-            self._note_given_done(call)
+            # On the caller's own bind.
+            if call.server is not None and call.server in (
+                self._connections_of_replicas()
+            ):
+                self._note_seen(call.server)
+
             return
 
         statements = self.anyblok.statements
@@ -965,22 +969,8 @@ class MixinSession(SessionBase):
         if unit is None:
             return
 
-        need = statements.need_of(call.clause)
         unit.fell_back |= decision.reason in FALLBACKS
         unit.changed_schema |= statements.change_schema(call.clause)
-        if not need.is_read:
-            self._place(Placement.with_write)
-
-    def _note_given_done(self, call: Call) -> None:
-        """Note a statement that has been executed on the caller's own bind"""
-        unit, name = self._current(), call.server
-        if unit is None or name is None or not self.anyblok.topology.replicas:
-            return
-
-        if name in unit.reads_on:
-            self._note_seen(name)
-        elif not self.anyblok.statements.need_of(call.clause).is_read:
-            self._place(Placement.with_write)
 
     def _place(self, change: Callable[[Placement], Placement]) -> None:
         """Change where this unit of work is placed"""
@@ -1173,7 +1163,7 @@ def _watch_writes(session: MixinSession, unit: UnitOfWork) -> None:
 
     connection.info[UNIT] = ref(unit)
     connection.info[SESSION] = ref(session)
-    if has_begun(connection.connection.dbapi_connection):
+    if is_in_transaction(connection.connection.dbapi_connection):
         # Somebody else has, and nobody knows for what.
         unit.placement = unit.placement.with_write()
 
@@ -1190,12 +1180,11 @@ def note_statement(
     :param cursor: of the driver
     :param statement: as it is sent
     """
-    if statement.startswith(SAVEPOINTS):
+    if statement.startswith(SAVEPOINTS) and ";" not in statement:
         return
 
     info: Mapping[str, Any] = connection.info
-    unit: UnitOfWork | None = info.get(UNIT, _nothing)()
-    session: MixinSession | None = info.get(SESSION, _nothing)()
+    unit, session = _unit_of(info), info.get(SESSION, _nothing)()
     if unit is None or session is None:
         return
 
@@ -1211,8 +1200,7 @@ def note_unknown_commit(connection: Connection) -> bool:
     :param connection: that has sent it
     :rtype: False where its unit of work has only read: nothing is unknown
     """
-    found: Callable[[], UnitOfWork | None] = connection.info.get(UNIT, _nothing)
-    unit = found()
+    unit = _unit_of(connection.info)
     if unit is None or unit.primary is not connection:
         # Of no session that is watched.
         return True
@@ -1226,8 +1214,7 @@ def has_only_read(connection: Any) -> bool:
 
     :param connection: of the pool
     """
-    found: Callable[[], UnitOfWork | None] = connection.info.get(UNIT, _nothing)
-    unit = found()
+    unit = _unit_of(connection.info)
     if unit is None or unit.placement.wrote or unit.primary is None:
         return False
 
@@ -1241,9 +1228,17 @@ def is_only_reading(info: Mapping[str, Any]) -> bool:
 
     :param info: of its connection
     """
-    found: Callable[[], UnitOfWork | None] = info.get(UNIT, _nothing)
-    unit = found()
+    unit = _unit_of(info)
     return unit is not None and not unit.placement.wrote
+
+
+def _unit_of(info: Mapping[str, Any]) -> UnitOfWork | None:
+    """Return the unit of work that has a connection to the primary
+
+    :param info: of the connection
+    """
+    found: Callable[[], UnitOfWork | None] = info.get(UNIT, _nothing)
+    return found()
 
 
 def _nothing() -> None:

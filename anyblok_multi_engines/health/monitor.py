@@ -179,16 +179,6 @@ class Monitor:
             asking.join(max(0.0, deadline - time.monotonic()))
             self._note(name, asking)
 
-    def report_ready(self, name: str) -> None:
-        """Note that a server serves
-
-        :param name: of the server
-        """
-        now = self._clock()
-        self._publish(
-            name, lambda _: ServerHealth(Status.READY, "answers", now)
-        )
-
     def report_down(self, name: str, reason: str) -> None:
         """Note that a server doesn't serve; its reads go elsewhere
 

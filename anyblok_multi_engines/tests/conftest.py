@@ -22,7 +22,7 @@ from anyblok.config import Configuration
 from anyblok.registry import Registry, RegistryManager
 from sqlalchemy import func, select
 
-from anyblok_multi_engines.testing import Cluster, PostgresServer
+from anyblok_multi_engines.testing import Cluster, PostgresServer, wait_until
 
 pytest_plugins = ["anyblok_multi_engines.testing.fixtures"]
 
@@ -298,6 +298,19 @@ def make_registry(options: Options) -> Iterator[Registries]:
     registries = Registries(options)
     yield registries
     registries.close()
+
+
+def make_ready(registry: Any, *names: str) -> None:
+    """Have the monitor ask servers that were reported to be down, and are not
+
+    :param names: of the servers
+    """
+
+    def are_ready() -> bool:
+        registry.monitor.step(names)
+        return not registry.health().unusable.intersection(names)
+
+    wait_until(f"{names} are not ready", are_ready)
 
 
 @pytest.fixture

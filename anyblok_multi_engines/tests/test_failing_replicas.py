@@ -20,7 +20,9 @@ from anyblok_multi_engines.errors import SnapshotLostError
 from anyblok_multi_engines.health.model import Status
 from anyblok_multi_engines.testing import wait_until
 
-from .conftest import DRIVER
+from .conftest import DRIVER, make_ready
+
+REPLICAS = ("replica1", "replica2")
 
 
 def units_of_work(registry, servers, number=20):
@@ -75,9 +77,7 @@ def test_column_that_is_nowhere_is_an_error(servers, registry):
 
 def test_another_replica_takes_over_a_unit_of_work(servers, registry):
     for _ in range(5):
-        for replica in servers.cluster.replicas:
-            registry.monitor.report_ready(replica.name)
-
+        make_ready(registry, *REPLICAS)
         lost = servers.served_by(registry)
         registry.monitor.report_down(lost, "the test says so")
         for _ in range(3):
@@ -113,9 +113,7 @@ def test_primary_takes_over_where_nobody_compares(servers, make_registry):
     """Another replica may be further behind: time would run backwards"""
     registry = make_registry.eventual(servers)
     for _ in range(5):
-        for replica in servers.cluster.replicas:
-            registry.monitor.report_ready(replica.name)
-
+        make_ready(registry, *REPLICAS)
         lost = servers.served_by(registry)
         registry.monitor.report_down(lost, "the test says so")
         for _ in range(3):
@@ -367,9 +365,7 @@ def test_read_on_a_primary_that_dies_is_run_on_a_replica(
 
     assert servers.served_by(registry) == "primary"
     timer = threading.Timer(0.5, getattr(servers.cluster.primary, fault))
-    for replica in servers.cluster.replicas:
-        registry.monitor.report_ready(replica.name)
-
+    make_ready(registry, *REPLICAS)
     timer.start()
     port = text("SELECT current_setting('port') FROM pg_sleep(:seconds)")
     found = registry.execute(port, {"seconds": 2}).scalar()
@@ -482,9 +478,7 @@ def test_reads_leave_a_primary_that_hangs(servers, make_registry, share):
 
     wait_until("nobody reads", lambda: len(stalls) > 100)
     servers.cluster.primary.freeze()
-    for replica in servers.cluster.replicas:
-        registry.monitor.report_ready(replica.name)
-
+    make_ready(registry, *REPLICAS)
     time.sleep(5.0)
     stopped.set()
     for thread in threads:

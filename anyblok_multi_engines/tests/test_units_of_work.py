@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm.exc import ObjectDeletedError
 
 from anyblok_multi_engines.engines import REPLICA_END_TIMEOUT
-from anyblok_multi_engines.tests.conftest import DRIVER, PORT
+from anyblok_multi_engines.tests.conftest import DRIVER, PORT, make_ready
 
 REPLICAS = {"replica1", "replica2"}
 TRIALS = 200
@@ -290,7 +290,7 @@ def test_commit_isolation(servers, make_registry, level):
     draw = random.Random(level)
     draw.shuffle(trials)
     for number, fault in enumerate(trials):
-        registry.monitor.report_ready("replica1")
+        make_ready(registry, "replica1")
         assert servers.served_by(registry) == "replica1", fault
         early = draw.random() < 0.5
         if early:
@@ -377,7 +377,7 @@ def test_no_end_waits_for_a_replica_that_does_not_answer(
         isolation_level="REPEATABLE_READ",
     )
     for write in (False, True):
-        registry.monitor.report_ready("replica1")
+        make_ready(registry, "replica1")
         assert servers.served_by(registry) == "replica1"
         if write:
             registry.Shelf.insert(name="x")

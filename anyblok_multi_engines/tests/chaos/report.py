@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ...testing.history import PRIMARY, PROMISES, Unit, Violation, violations
+from ..soak.run import Served
 from .faults import NO_SERVER, SIGSTOP, Span
 from .worker import Outcome, Report, Work
 
@@ -36,7 +37,7 @@ class Row:
 
 
 @dataclass
-class Result:
+class Result(Served):
     """What a run has shown
 
     :param seed: of the run
@@ -113,21 +114,6 @@ class Result:
     def stale(self) -> list[Violation]:
         """Return the reads that break what ``session`` promises"""
         return violations(self.history, PROMISES["session"])
-
-    @property
-    def served(self) -> Counter[str]:
-        """Return who has answered the reads of units that only read"""
-        return Counter(
-            read.server
-            for unit in self.history
-            if not unit.writes
-            for read in unit.reads
-        )
-
-    @property
-    def from_replicas(self) -> float:
-        """Return the share of these reads that replicas have answered"""
-        return 1.0 - self.served[PRIMARY] / max(self.served.total(), 1)
 
     @cached_property
     def first_writes(self) -> list[float]:

@@ -15,7 +15,14 @@ from random import Random
 from typing import Any
 
 from ...testing import Cluster, PostgresServer
-from ...testing.history import PROMISES, Guarantee, Unit, Violation, violations
+from ...testing.history import (
+    PRIMARY,
+    PROMISES,
+    Guarantee,
+    Unit,
+    Violation,
+    violations,
+)
 from ..processes import process
 from .worker import Plan, work
 
@@ -27,8 +34,29 @@ PROCESSES = 3
 STATES = {"live": 5, "paused": 3, "delayed": 2}
 
 
+class Served:
+    """Who has answered, by the history of a run"""
+
+    history: list[Unit]
+
+    @property
+    def served(self) -> Counter[str]:
+        """Return who has answered the reads of units that only read"""
+        return Counter(
+            read.server
+            for unit in self.history
+            if not unit.writes
+            for read in unit.reads
+        )
+
+    @property
+    def from_replicas(self) -> float:
+        """Return the share of these reads that replicas have answered"""
+        return 1.0 - self.served[PRIMARY] / max(self.served.total(), 1)
+
+
 @dataclass
-class Outcome:
+class Outcome(Served):
     """What a run has shown
 
     :param consistency: that was asked for
@@ -54,21 +82,6 @@ class Outcome:
         """
         promised = PROMISES[promise or self.consistency]
         return [x for x in self.found if x.guarantee in promised]
-
-    @property
-    def served(self) -> Counter[str]:
-        """Return who has answered the reads of units that only read"""
-        return Counter(
-            read.server
-            for unit in self.history
-            if not unit.writes
-            for read in unit.reads
-        )
-
-    @property
-    def from_replicas(self) -> float:
-        """Return the share of these reads that replicas have answered"""
-        return 1.0 - self.served["primary"] / max(self.served.total(), 1)
 
     def __str__(self) -> str:
         """Return it in a few lines"""

@@ -251,5 +251,5 @@ def test_report_of_a_session_changes_the_snapshot(probed):
     probed.monitor.step()
     probed.monitor.report_down("replica1", "refused")
     assert probed.monitor.snapshot.down == {"replica1"}
-    probed.monitor.report_ready("replica1")
+    probed.monitor.step(["replica1"])
     assert not probed.monitor.snapshot.down
