@@ -25,11 +25,15 @@ from .method import SLACK, Curve, Result, Row, missed
 #: What is measured, in the order of the tables.
 SUBJECTS: dict[str, Callable[[Bench], Iterable[Result]]] = {
     "select-open": units_of_work.select_open,
+    "select-unit": units_of_work.select_unit,
+    "select-unit-far": units_of_work.select_unit_far,
+    "insert": units_of_work.insert_unit,
+    "read-modify-write": units_of_work.read_modify_write,
 }
 
 #: What a quick run measures, and how often at most before it fails: on a busy
 #: machine one look says little.
-QUICK = ("select-open",)
+QUICK = ("select-open", "select-unit", "insert", "read-modify-write")
 LOOKS = 3
 
 

@@ -14,7 +14,7 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
-from anyblok_multi_engines.testing import Cluster, PostgresServer
+from anyblok_multi_engines.testing import Cluster, PostgresServer, TcpProxy
 
 from . import contenders
 from .contenders import DATABASE, READ
@@ -147,7 +147,7 @@ class Bench:
         self.cluster.wait_for_replay()
 
     def plan(self, size: int, turns: int = 5) -> Plan:
-        """Return how much is done; a tenth or so in a quick run
+        """Return how much is done; an eighth or so in a quick run
 
         :param size: units of work of a contender, one after the other
         :param turns: of each contender in a round
@@ -155,6 +155,17 @@ class Bench:
         return (
             Plan(max(size // 2, 1), 2, 3) if self.quick else Plan(size, turns)
         )
+
+    def proxies(self, delay: float = 0.0) -> list[TcpProxy]:
+        """Return a proxy of each server, the primary's first
+
+        :param delay: seconds that a round trip takes longer
+        """
+        found = [self.cluster.proxy(x) for x in self.cluster.servers]
+        for proxy in found:
+            proxy.delay(delay)
+
+        return found
 
     # The contenders
 

@@ -11,6 +11,7 @@ plugin: a process without it has nothing of it in its memory.
 
 from __future__ import annotations
 
+import gc
 import sys
 import traceback
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ from contextlib import redirect_stdout
 from io import StringIO
 from itertools import count, cycle
 from multiprocessing.connection import Connection
+from pathlib import Path
 from random import choice
-from time import perf_counter
+from statistics import median
+from time import perf_counter, process_time, sleep
 from typing import Any
 
 DATABASE = "bench"
@@ -53,6 +56,7 @@ class Contender:
         self._keys = cycle(READ)
         self._changed: Iterator[int] = iter(())
         self._titles = (f"title {n}" for n in count())
+        self._looks = self._on_replica = 0
         self.start(options)
 
     def start(self, options: dict[str, Any]) -> None:
@@ -124,6 +128,159 @@ class Contender:
         self.session.commit()
         yield
 
+    def read_modify_write(self) -> Iterator[None]:
+        """An object is read, changed and committed"""
+        self.wait()
+        key = next(self._changed)
+        yield
+        book = self.read(key)
+        self.note_where()
+        book.copies += 1
+        self.session.commit()
+        yield
+
+    def write_then_read(self) -> Iterator[None]:
+        """An INSERT and the commit; then a SELECT in another unit of work"""
+        title = next(self._titles)
+        yield
+        self.add(title)
+        self.session.commit()
+        self.read(1)
+        self.note_where()
+        self.session.rollback()
+        yield
+
+    # What else is asked
+
+    def wait(self) -> None:
+        """Wait until a replica serves this session, where there are some"""
+        self.read(1)
+        self.session.rollback()
+
+    def note_where(self) -> None:
+        """Note whether a replica serves this unit of work"""
+
+    def share(self) -> float:
+        """Return which part of the units of work a replica has served"""
+        found = self._on_replica / max(self._looks, 1)
+        self._on_replica = self._looks = 0
+        return found
+
+    def binds(self, text: bool, placed: bool, number: int) -> list[float]:
+        """Return the seconds of ``get_bind`` in ``Session.execute``
+
+        Without the connection that it may take out of the pool: the statement
+        needs it anyway.
+
+        :param text: True: for a text(); False: for an ORM SELECT by key
+        :param placed: True: in a unit of work that has read before
+        :param number: how many
+        """
+        watch = Watch(self.orm_session)
+        statement: Any = self._text("select title from book where id = 1")
+        for _ in range(number):
+            if placed:
+                self.read(1)
+
+            if not text:
+                # Built anew, as an application does.
+                statement = self._select(self.Book).where(self.Book.id == 1)
+
+            with watch:
+                self.session.execute(statement)
+
+            self.session.rollback()
+
+        return watch.taken
+
+    @property
+    def orm_session(self) -> Any:
+        """Return SQLAlchemy's session"""
+        return self.session
+
+    def use_primary(self) -> None:
+        """Write something, and let go"""
+        self.add("used")
+        self.session.commit()
+
+    def memory(self) -> dict[str, float]:
+        """Return the megabytes of this process: all, and what it has alone"""
+        gc.collect()
+        text = Path("/proc/self/smaps_rollup").read_text()
+        found = {
+            words[0]: int(words[1]) / 1024
+            for words in map(str.split, text.splitlines()[1:])
+        }
+        own = found["Private_Clean:"] + found["Private_Dirty:"]
+        return {"rss": found["Rss:"], "uss": own}
+
+    def idle(self, seconds: float) -> float:
+        """Do nothing, and return the seconds of CPU of this process
+
+        :param seconds: how long
+        """
+        begun = process_time()
+        sleep(seconds)
+        return process_time() - begun
+
+
+class Watch:
+    """Times ``get_bind`` of a session, as SQLAlchemy calls it
+
+    :param session: whose method is wrapped while the block goes on
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._depth = 0
+        self._inside = 0.0
+        self._cost = 0.0
+        self.taken: list[float] = []
+        # What the clock and the wrapper take themselves.
+        nothing = self._timed(lambda: None)
+        for _ in range(1000):
+            nothing()
+
+        self._cost = median(self.taken)
+        self.taken.clear()
+
+    def _timed(self, function: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._depth:
+                return function(*args, **kwargs)
+
+            self._depth, self._inside = 1, 0.0
+            start = perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds = perf_counter() - start
+                self._depth = 0
+                self.taken.append(seconds - self._inside - self._cost)
+
+        return timed
+
+    def _connecting(self, function: Any) -> Any:
+        def connecting(*args: Any, **kwargs: Any) -> Any:
+            start = perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._inside += perf_counter() - start
+
+        return connecting
+
+    def __enter__(self) -> None:
+        session = self._session
+        session.get_bind = self._timed(session.get_bind)
+        session._connection_for_bind = self._connecting(
+            session._connection_for_bind
+        )
+
+    def __exit__(self, *error: Any) -> None:
+        del self._session.get_bind
+        del self._session._connection_for_bind
+
 
 class Stock(Contender):
     """AnyBlok without the plugin"""
@@ -131,8 +288,23 @@ class Stock(Contender):
     def start(self, options: dict[str, Any]) -> None:
         """Hide the plugin's entry points, and build a registry"""
         hide_plugin()
+        self.build(options)
+
+    def build(self, options: dict[str, Any]) -> None:
+        """Build a registry, and note how long that takes"""
+        begun = perf_counter()
         self.session = registry_of(options)
+        self._seconds = perf_counter() - begun
         self.Book = self.session.Book
+
+    def start_seconds(self) -> float:
+        """Return what it took from the options to the registry"""
+        return self._seconds
+
+    @property
+    def orm_session(self) -> Any:
+        """Return the session of this thread"""
+        return self.session.session
 
     def add(self, title: str) -> None:
         """Add an object, as AnyBlok has it"""
@@ -144,8 +316,24 @@ class Ours(Stock):
 
     def start(self, options: dict[str, Any]) -> None:
         """Build a registry"""
-        self.session = registry_of(options)
-        self.Book = self.session.Book
+        self.build(options)
+
+    def wait(self) -> None:
+        """Wait until a replica has what this session must see"""
+        on_replica = False
+        while not on_replica:
+            self.read(1)
+            on_replica = self.is_on_replica()
+            self.session.rollback()
+
+    def is_on_replica(self) -> bool:
+        """Return True where a replica serves this unit of work"""
+        return self.orm_session.placement().replica is not None
+
+    def note_where(self) -> None:
+        """Note whether a replica serves this unit of work"""
+        self._looks += 1
+        self._on_replica += self.is_on_replica()
 
 
 class Plain(Contender):
