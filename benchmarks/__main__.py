@@ -18,7 +18,7 @@ from time import monotonic
 from rich.console import Console
 from rich.table import Table
 
-from . import report, units_of_work
+from . import report, throughput, units_of_work
 from .bench import Bench
 from .method import SLACK, Curve, Result, Row, missed
 
@@ -29,6 +29,7 @@ SUBJECTS: dict[str, Callable[[Bench], Iterable[Result]]] = {
     "select-unit-far": units_of_work.select_unit_far,
     "insert": units_of_work.insert_unit,
     "read-modify-write": units_of_work.read_modify_write,
+    "mix": throughput.mix,
 }
 
 #: What a quick run measures, and how often at most before it fails: on a busy

@@ -13,17 +13,20 @@ knows what it must see.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from random import Random
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, process_time
 from typing import Any
 
 from sqlalchemy import select
 
-# Rows that a thread writes, and of all threads.
+from .contenders import READ
+
+# Rows that a thread changes, each of them many times.
 OWN_ROWS = 20
-ROWS = 10_000
 
 # Of a hundred units of work; half of them change a row, the others insert one.
 WRITES = 10
@@ -31,39 +34,65 @@ WRITES = 10
 
 @dataclass
 class Seen:
-    """What a thread has done, and what it saw
+    """What threads have done, and what they saw
 
     :param seconds: that each unit of work took
-    :param own_reads: how often it read what it had written
-    :param stale_reads: and saw something older
+    :param own_reads: how often a thread read what it alone writes
+    :param stale_reads: and saw something older than it had written
     :param errors: by their class, how many units of work failed
+    :param elapsed: seconds, from the start of the threads to their end
+    :param cpu: seconds of this process
     """
 
     seconds: list[float] = field(default_factory=list)
     own_reads: int = 0
     stale_reads: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
+    elapsed: float = 0.0
+    cpu: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Units of work per second"""
+        return len(self.seconds) / self.elapsed
+
+    @classmethod
+    def of(cls, parts: Iterable[Seen]) -> Seen:
+        """Return what several have done, together"""
+        total = cls()
+        for seen in parts:
+            total.seconds += seen.seconds
+            total.own_reads += seen.own_reads
+            total.stale_reads += seen.stale_reads
+            total.errors += seen.errors
+            total.elapsed += seen.elapsed
+            total.cpu += seen.cpu
+
+        return total
 
 
-class Worker:
+class Thread:
     """One thread of the mix
 
     :param session: gives the thread's session
     :param Book: the model
-    :param number: of the thread, from 0
+    :param rows: that it alone changes
     :param seed: of its choices
     """
 
     def __init__(
-        self, session: Callable[[], Any], Book: Any, number: int, seed: int
+        self,
+        session: Callable[[], Any],
+        Book: Any,
+        rows: list[int],
+        seed: int,
     ) -> None:
         self._session = session
         self._Book = Book
-        self._random = Random(f"{seed} {number}")
-        first = number * OWN_ROWS + 1
-        self._own = range(first, first + OWN_ROWS)
-        #: what it has written last, by the row
-        self.written: dict[int, int] = {}
+        self._random = Random(seed)
+        self._rows = rows
+        # What it has written last, by the row.
+        self._written: dict[int, int] = dict.fromkeys(rows, 0)
 
     def run(self, until: float, seen: Seen) -> None:
         """Do units of work until it is time
@@ -74,57 +103,57 @@ class Worker:
         session = self._session()
         try:
             while monotonic() < until:
-                self._one(session, seen)
+                try:
+                    self._work(session, seen)
+                except Exception as error:
+                    session.rollback()
+                    seen.errors[type(error).__name__] += 1
         finally:
             session.close()
 
-    def _one(self, session: Any, seen: Seen) -> None:
-        """Do a unit of work, and where it has written another that reads"""
+    def _work(self, session: Any, seen: Seen) -> None:
+        """Do a unit of work, and after one that writes one that looks"""
+        key = self._random.choice(self._rows)
         draw = self._random.randrange(100)
-        try:
-            if draw >= WRITES:
-                self._timed(seen, lambda: self._read(session, seen, None))
-                return
+        if draw < WRITES:
+            start = perf_counter()
+            if draw % 2:
+                self._change(session, seen, key)
+            else:
+                key = self._insert(session)
 
-            write = self._change if draw % 2 else self._insert
-            key = self._timed(seen, lambda: write(session))
-            self._timed(seen, lambda: self._read(session, seen, key))
-        except Exception as error:
-            session.rollback()
-            name = type(error).__name__
-            seen.errors[name] = seen.errors.get(name, 0) + 1
+            seen.seconds.append(perf_counter() - start)
 
-    @staticmethod
-    def _timed(seen: Seen, work: Callable[[], Any]) -> Any:
         start = perf_counter()
-        result = work()
+        self._read(session, seen, key)
         seen.seconds.append(perf_counter() - start)
-        return result
 
-    def _read(self, session: Any, seen: Seen, key: int | None) -> None:
-        """Read one to three rows, one of them of the thread's own"""
+    def _read(self, session: Any, seen: Seen, key: int) -> None:
+        """Read a row of its own, and up to two others"""
         Book = self._Book
-        key = key or self._random.choice(self._own)
         book = session.scalars(select(Book).where(Book.id == key)).first()
-        copies = -1 if book is None else book.copies
+        self._look(seen, key, book)
         for _ in range(self._random.randrange(3)):
-            other = self._random.randrange(1, ROWS + 1)
+            other = self._random.choice(READ)
             session.scalars(select(Book).where(Book.id == other)).one()
 
         session.rollback()
-        seen.own_reads += 1
-        # None: another contender has written it; 0 is what it began with.
-        seen.stale_reads += copies < self.written.get(key, 0)
 
-    def _change(self, session: Any) -> int:
-        """Change a row of the thread's own, and commit"""
+    def _look(self, seen: Seen, key: int, book: Any) -> None:
+        """Note whether a row is older than what was written there"""
+        seen.own_reads += 1
+        found = -1 if book is None else book.copies
+        seen.stale_reads += found < self._written.get(key, 0)
+
+    def _change(self, session: Any, seen: Seen, key: int) -> None:
+        """Change a row, and commit"""
         Book = self._Book
-        key = self._random.choice(self._own)
         book = session.scalars(select(Book).where(Book.id == key)).one()
-        book.copies = copies = book.copies + 1
+        self._look(seen, key, book)
+        # Not of what was read: that one may be old, and goes by unseen.
+        book.copies = copies = self._written[key] + 1
         session.commit()
-        self.written[key] = copies
-        return key
+        self._written[key] = copies
 
     def _insert(self, session: Any) -> int:
         """Insert a row, and commit"""
@@ -133,54 +162,50 @@ class Worker:
         session.flush()
         key: int = book.id
         session.commit()
-        self.written[key] = 1
+        self._written[key] = 1
         return key
 
 
 class Mix:
-    """Threads that do units of work for a while
+    """Threads that do units of work for a while, again and again
 
     :param session: gives a thread's session
     :param Book: the model
+    :param rows: for the threads to change
     :param threads: how many
-    :param seed: of their choices
     """
 
     def __init__(
         self,
         session: Callable[[], Any],
         Book: Any,
+        rows: Iterator[int],
         threads: int,
-        seed: int = 0,
     ) -> None:
-        self._workers = [
-            Worker(session, Book, number, seed) for number in range(threads)
+        self._threads = [
+            Thread(session, Book, list(islice(rows, OWN_ROWS)), seed)
+            for seed in range(threads)
         ]
 
-    def run(self, seconds: float) -> tuple[float, Seen]:
-        """Return for how long they did it, and what they saw
+    def run(self, seconds: float) -> Seen:
+        """Return what they did, and saw
 
         :param seconds: after which no unit of work begins
         """
-        found = [Seen() for _ in self._workers]
-        start = perf_counter()
+        parts = [Seen() for _ in self._threads]
+        start, cpu = perf_counter(), process_time()
         until = monotonic() + seconds
-        threads = [
-            threading.Thread(target=worker.run, args=(until, seen))
-            for worker, seen in zip(self._workers, found, strict=True)
+        running = [
+            threading.Thread(target=one.run, args=(until, seen))
+            for one, seen in zip(self._threads, parts, strict=True)
         ]
-        for thread in threads:
+        for thread in running:
             thread.start()
 
-        for thread in threads:
+        for thread in running:
             thread.join()
 
-        total = Seen()
-        for seen in found:
-            total.seconds += seen.seconds
-            total.own_reads += seen.own_reads
-            total.stale_reads += seen.stale_reads
-            for name, number in seen.errors.items():
-                total.errors[name] = total.errors.get(name, 0) + number
-
-        return perf_counter() - start, total
+        parts.append(
+            Seen(elapsed=perf_counter() - start, cpu=process_time() - cpu)
+        )
+        return Seen.of(parts)
