@@ -30,6 +30,7 @@ SUBJECTS: dict[str, Callable[[Bench], Iterable[Result]]] = {
     "insert": units_of_work.insert_unit,
     "read-modify-write": units_of_work.read_modify_write,
     "mix": throughput.mix,
+    "replicas": throughput.replicas,
 }
 
 #: What a quick run measures, and how often at most before it fails: on a busy

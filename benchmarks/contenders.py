@@ -109,6 +109,18 @@ class Contender:
 
         return known.run(seconds)
 
+    def busy_servers(self, seconds: float, threads: int, sleep: float) -> float:
+        """Have threads read what takes a server long; see :mod:`.mix`
+
+        :param seconds: for which they do
+        :param threads: how many
+        :param sleep: seconds that a statement takes the server
+        :rtype: units of work per second
+        """
+        from .mix import busy_servers
+
+        return busy_servers(self.new_session, seconds, threads, sleep)
+
     def read(self, key: int) -> Any:
         """Return an object, by a SELECT"""
         Book = self.Book

@@ -21,7 +21,7 @@ from random import Random
 from time import monotonic, perf_counter, process_time
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from .contenders import READ
 
@@ -209,3 +209,44 @@ class Mix:
             Seen(elapsed=perf_counter() - start, cpu=process_time() - cpu)
         )
         return Seen.of(parts)
+
+
+def busy_servers(
+    new_session: Callable[[], Any],
+    seconds: float,
+    threads: int,
+    sleep: float,
+) -> float:
+    """Return how many units of work end per second, whose servers are busy
+
+    Of those that end in the middle: at the start the threads connect, and at
+    the end they leave one by one.
+
+    :param new_session: gives a thread's session
+    :param seconds: after which no unit of work begins
+    :param threads: how many
+    :param sleep: seconds that the statement of a unit of work takes
+    """
+    statement = text("SELECT pg_sleep(:seconds)")
+    ends: list[float] = []
+    begun = monotonic()
+
+    def run() -> None:
+        session = new_session()
+        try:
+            while monotonic() < begun + seconds:
+                session.execute(statement, {"seconds": sleep})
+                session.rollback()
+                ends.append(monotonic())
+        finally:
+            session.close()
+
+    running = [threading.Thread(target=run) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+
+    for thread in running:
+        thread.join()
+
+    first, last = begun + 0.25 * seconds, begun + seconds
+    return sum(first < end < last for end in ends) / (last - first)

@@ -14,7 +14,7 @@ from statistics import median, quantiles
 from . import pgpool
 from .bench import DRIVER, Bench, Worker
 from .contenders import DATABASE
-from .method import Result, Row, Sample
+from .method import Curve, Result, Row, Sample
 from .mix import OWN_ROWS, Seen
 
 THREADS = 16
@@ -22,6 +22,14 @@ THREADS = 16
 #: A contender's turns, and the seconds of each.
 TURNS = 6
 SECONDS = 3.0
+
+#: What serves the busy reads: the connections to a replica, the threads for
+#: each of them, and the seconds of a statement.
+REPLICAS = (1, 2, 4, 8)
+CONNECTIONS = 2
+WAITING = 3
+SLEEP = 0.1
+ROUNDS = 4
 
 #: Through pgpool, and what the bars are for.
 RIVAL = "pgpool-II"
@@ -37,6 +45,66 @@ def mix(bench: Bench) -> Iterator[Result]:
         for worker in contenders.values():
             # Their connections are many.
             bench.close_worker(worker)
+
+
+def replicas(bench: Bench) -> Iterator[Result]:
+    """Read throughput, where each server is the bottleneck"""
+    with Bench(bench.quick, replicas=max(REPLICAS)) as wide:
+        workers = {
+            number: wide.ours(
+                replicas=wide.cluster.replicas[:number],
+                pool_size=CONNECTIONS,
+                db_ro_functions=["pg_sleep"],
+            )
+            for number in REPLICAS
+        }
+        rounds = [
+            {number: rate(bench, workers[number], number) for number in REPLICAS}
+            for _ in range(2 if bench.quick else ROUNDS)
+        ]
+
+    rates = {n: median(one[n] for one in rounds) for n in REPLICAS}
+    most = max(REPLICAS)
+    shares = [one[most] / one[1] / most for one in rounds]
+    what = "Read throughput with {} replicas, each busy: share of linear"
+    yield Row(
+        "replicas",
+        what.format(most),
+        median(shares),
+        bar=0.95,
+        better="higher",
+        low=min(shares),
+        high=max(shares),
+        samples=[
+            Sample(f"{n} replicas", rates[n], unit="/s") for n in REPLICAS
+        ],
+    )
+    yield Curve(
+        "replicas",
+        "Read throughput, where each server is the bottleneck",
+        "replicas",
+        "units of work per second",
+        {
+            "ours": [(n, rates[n]) for n in REPLICAS],
+            "linear": [(n, n * rates[1]) for n in REPLICAS],
+        },
+        log="xy",
+    )
+
+
+def rate(bench: Bench, worker: Worker, number: int) -> float:
+    """Return how many units of work end per second
+
+    :param worker: with a number of replicas
+    :param number: of replicas
+    """
+    found: float = worker.ask(
+        "busy_servers",
+        2.0 if bench.quick else 3.0,
+        number * CONNECTIONS * WAITING,
+        SLEEP,
+    )
+    return found
 
 
 def crowd(bench: Bench, stack: ExitStack) -> dict[str, Worker]:
