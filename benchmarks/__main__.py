@@ -3,7 +3,7 @@
 # This Source Code Form is subject to the terms of the Mozilla Public License,
 # v. 2.0. If a copy of the MPL was not distributed with this file,You can
 # obtain one at http://mozilla.org/MPL/2.0/.
-"""``make bench`` and ``make bench-quick``: measure, and tell what missed its bar.
+"""``make bench`` and ``make bench-quick``: measure, and tell what is missed.
 
 ``python -m benchmarks [--quick] [--only SUBJECT ...] [--no-report]``
 """
@@ -18,19 +18,35 @@ from time import monotonic
 from rich.console import Console
 from rich.table import Table
 
-from . import report, throughput, units_of_work
+from . import (
+    decision,
+    freshness,
+    growth,
+    monitor,
+    process,
+    report,
+    throughput,
+    units_of_work,
+)
 from .bench import Bench
 from .method import SLACK, Curve, Result, Row, missed
 
 #: What is measured, in the order of the tables.
 SUBJECTS: dict[str, Callable[[Bench], Iterable[Result]]] = {
+    "get-bind": decision.get_bind,
     "select-open": units_of_work.select_open,
     "select-unit": units_of_work.select_unit,
     "select-unit-far": units_of_work.select_unit_far,
     "insert": units_of_work.insert_unit,
+    "read-your-writes": freshness.read_your_writes,
     "read-modify-write": units_of_work.read_modify_write,
     "mix": throughput.mix,
     "replicas": throughput.replicas,
+    "growth": growth.growth,
+    "start": process.start,
+    "createdb": process.createdb,
+    "memory": process.memory,
+    "monitor": monitor.monitor,
 }
 
 #: What a quick run measures, and how often at most before it fails: on a busy

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
+from compileall import compile_dir
 from functools import partial
 from itertools import count
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import anyblok_multi_engines
+import benchmarks
 from anyblok_multi_engines.testing import Cluster, PostgresServer, TcpProxy
 
 from . import contenders
@@ -28,6 +32,8 @@ DRIVER = "postgresql+psycopg2"
 
 #: Connections for all contenders at a time, and for many replicas.
 SETTINGS = {
+    # A server at several addresses stands for several servers.
+    "listen_addresses": ",".join(f"127.0.0.{n}" for n in range(1, 33)),
     "max_connections": "300",
     "max_wal_senders": "30",
     "max_replication_slots": "30",
@@ -111,6 +117,10 @@ class Bench:
 
     def __enter__(self) -> Self:
         """Start the servers, and fill the table"""
+        # As pip does when it installs AnyBlok: it is no part of a start.
+        for package in (anyblok_multi_engines, benchmarks):
+            compile_dir(Path(package.__file__ or "").parent, quiet=1)
+
         self.cluster.start()
         try:
             self._fill()
@@ -202,8 +212,7 @@ class Bench:
             "ours",
             db_url=None,
             db_wo_url=self.url(primary),
-            db_ro_urls=self.replica_urls(replicas),
-            **options,
+            **{"db_ro_urls": self.replica_urls(replicas), **options},
         )
 
     def plain(self, name: str, **options: Any) -> Worker | None:

@@ -109,6 +109,15 @@ class Contender:
 
         return known.run(seconds)
 
+    def grow(self, what: str, *arguments: Any) -> Any:
+        """Return what a function of :mod:`.grow` returns
+
+        :param what: its name
+        """
+        from . import grow
+
+        return getattr(grow, what)(self, *arguments)
+
     def busy_servers(self, seconds: float, threads: int, sleep: float) -> float:
         """Have threads read what takes a server long; see :mod:`.mix`
 
@@ -198,32 +207,67 @@ class Contender:
         self._on_replica = self._looks = 0
         return found
 
-    def binds(self, text: bool, placed: bool, number: int) -> list[float]:
-        """Return the seconds of ``get_bind`` in ``Session.execute``
+    def binds_inside(
+        self, text: bool, placed: bool, number: int
+    ) -> list[float]:
+        """Return the seconds of ``get_bind`` inside of ``Session.execute``
 
-        Without the connection that it may take out of the pool: the statement
-        needs it anyway.
-
-        :param text: True: for a text(); False: for an ORM SELECT by key
+        :param text: True: of a text(); False: of an ORM SELECT by key
         :param placed: True: in a unit of work that has read before
         :param number: how many
         """
         watch = Watch(self.orm_session)
-        statement: Any = self._text("select title from book where id = 1")
         for _ in range(number):
             if placed:
                 self.read(1)
 
-            if not text:
-                # Built anew, as an application does.
-                statement = self._select(self.Book).where(self.Book.id == 1)
-
+            statement = self._statement(text)
             with watch:
                 self.session.execute(statement)
 
             self.session.rollback()
 
         return watch.taken
+
+    def binds(self, text: bool, placed: bool, number: int) -> list[float]:
+        """Return the seconds of calls of ``get_bind``, as execute makes them
+
+        :param text: True: of a text(); False: of an ORM SELECT by key
+        :param placed: True: in a unit of work that has read before
+        :param number: how many
+        """
+        session = self.orm_session
+        watch = Watch(session)
+        with watch:
+            self.session.execute(self._statement(text))
+
+        self.session.rollback()
+        arguments = dict(watch.arguments)
+        watch.taken.clear()
+        if placed:
+            self.read(1)
+
+        for _ in range(number):
+            arguments["clause"] = self._statement(text)
+            self.renew(arguments)
+            with watch:
+                session.get_bind(**arguments)
+
+            if not placed:
+                session.rollback()
+
+        self.session.rollback()
+        return watch.taken
+
+    def renew(self, arguments: dict[str, Any]) -> None:
+        """Make of the arguments of a call those of another one"""
+
+    def _statement(self, text: bool) -> Any:
+        """Return a statement, built anew as an application does"""
+        if text:
+            return self._text("select title from book where id = 1")
+
+        return self._select(self.Book).where(self.Book.id == 1)
 
     @property
     def orm_session(self) -> Any:
@@ -257,7 +301,10 @@ class Contender:
 
 
 class Watch:
-    """Times ``get_bind`` of a session, as SQLAlchemy calls it
+    """Times ``get_bind`` of a session
+
+    Without the connection that it may take out of the pool: the statement
+    needs it anyway.
 
     :param session: whose method is wrapped while the block goes on
     """
@@ -268,6 +315,8 @@ class Watch:
         self._inside = 0.0
         self._cost = 0.0
         self.taken: list[float] = []
+        #: of the last call
+        self.arguments: dict[str, Any] = {}
         # What the clock and the wrapper take themselves.
         nothing = self._timed(lambda: None)
         for _ in range(1000):
@@ -282,6 +331,7 @@ class Watch:
                 return function(*args, **kwargs)
 
             self._depth, self._inside = 1, 0.0
+            self.arguments = kwargs
             start = perf_counter()
             try:
                 return function(*args, **kwargs)
@@ -323,19 +373,13 @@ class Stock(Contender):
         self.build(options)
 
     def build(self, options: dict[str, Any]) -> None:
-        """Build a registry, and note how long that takes"""
+        """Build a registry"""
         size = options.pop("pool_size", None)
         if size is not None:
             limit_pool(size)
 
-        begun = perf_counter()
         self.session = registry_of(options)
-        self._seconds = perf_counter() - begun
         self.Book = self.session.Book
-
-    def start_seconds(self) -> float:
-        """Return what it took from the options to the registry"""
-        return self._seconds
 
     @property
     def orm_session(self) -> Any:
@@ -357,6 +401,12 @@ class Ours(Stock):
     def start(self, options: dict[str, Any]) -> None:
         """Build a registry"""
         self.build(options)
+
+    def renew(self, arguments: dict[str, Any]) -> None:
+        """Let the arguments be of another execution"""
+        for name, value in arguments.items():
+            if type(value).__name__ == "Call":
+                arguments[name] = type(value)(value.wanted)
 
     def wait(self) -> None:
         """Wait until a replica has what this session must see"""
@@ -520,6 +570,36 @@ def registry_of(options: dict[str, Any]) -> Any:
 
     registry.commit()
     return registry
+
+
+def start(name: str, options: dict[str, Any]) -> None:
+    """Build a registry, print the seconds of that, and end
+
+    :param name: "stock": without the plugin
+    :param options: AnyBlok's
+    """
+    import anyblok.registry  # noqa: F401
+
+    if name == "stock":
+        hide_plugin()
+
+    begun = perf_counter()
+    registry = registry_of(options)
+    print(perf_counter() - begun)
+    registry.close()
+
+
+def createdb(name: str) -> None:
+    """Run ``anyblok_createdb`` with this process's arguments
+
+    :param name: "stock": without the plugin
+    """
+    if name == "stock":
+        hide_plugin()
+
+    from anyblok.scripts import anyblok_createdb
+
+    anyblok_createdb()
 
 
 def mapped_book() -> Any:

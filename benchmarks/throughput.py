@@ -59,7 +59,10 @@ def replicas(bench: Bench) -> Iterator[Result]:
             for number in REPLICAS
         }
         rounds = [
-            {number: rate(bench, workers[number], number) for number in REPLICAS}
+            {
+                number: rate(bench, workers[number], number)
+                for number in REPLICAS
+            }
             for _ in range(2 if bench.quick else ROUNDS)
         ]
 

@@ -19,7 +19,6 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from .catalogue import Catalogue
 from .need import NO_STATEMENT, Kind, Need
-from .sql import need_of_sql
 
 # The shapes of one application are thousands at most; past that the cache
 # starts anew rather than grow.
@@ -160,6 +159,9 @@ class Statements:
         need = self._refused.get(text) or generation.needs.get(text)
         if need is not None:
             return generation, need
+
+        # Not at the start: sqlglot takes 9 MB, and a tenth of a second.
+        from .sql import need_of_sql
 
         need = need_of_sql(text, generation.catalogue)
         if need.unknown and self.refresh is not None:
