@@ -22,15 +22,6 @@ THREADS = (1, 4, 16, 64)
 SHAPES = (5_000, 10_000, 20_000, 35_000, 50_000)
 
 
-def growth(bench: Bench) -> Iterator[Result]:
-    """What it costs as there is more"""
-    yield from statements(bench)
-    yield from instances(bench)
-    yield from replicas(bench)
-    yield from threads(bench)
-    yield from shapes(bench)
-
-
 def statements(bench: Bench) -> Iterator[Result]:
     """To know a statement of a shape that was seen before"""
     found = grown(bench.ours(), "statements", NODES)
