@@ -18,7 +18,16 @@ from time import monotonic
 from rich.console import Console
 from rich.table import Table
 
-from . import decision, freshness, monitor, process, report, units_of_work
+from . import (
+    decision,
+    freshness,
+    growth,
+    monitor,
+    process,
+    report,
+    throughput,
+    units_of_work,
+)
 from .bench import Bench
 from .method import SLACK, Curve, Result, Row, missed
 
@@ -31,6 +40,13 @@ SUBJECTS: dict[str, Callable[[Bench], Iterable[Result]]] = {
     "insert": units_of_work.insert_unit,
     "read-your-writes": freshness.read_your_writes,
     "read-modify-write": units_of_work.read_modify_write,
+    "mix": throughput.mix,
+    "replicas": throughput.replicas,
+    "nodes": growth.statements,
+    "instances": growth.instances,
+    "many-replicas": growth.replicas,
+    "threads": growth.threads,
+    "shapes": growth.shapes,
     "start": process.start,
     "createdb": process.createdb,
     "memory": process.memory,

@@ -30,6 +30,15 @@ SPAWN = multiprocessing.get_context("spawn")
 #: What "postgresql" alone means depends on SQLAlchemy.
 DRIVER = "postgresql+psycopg2"
 
+#: Connections for all contenders at a time, and for many replicas.
+SETTINGS = {
+    # A server at several addresses stands for several servers.
+    "listen_addresses": ",".join(f"127.0.0.{n}" for n in range(1, 33)),
+    "max_connections": "300",
+    "max_wal_senders": "30",
+    "max_replication_slots": "30",
+}
+
 #: Rows of the table: those that are only read, and those to change once.
 ROWS = 200_000
 
@@ -101,7 +110,7 @@ class Bench:
 
     def __init__(self, quick: bool = False, replicas: int = 2) -> None:
         self.quick = quick
-        self.cluster = Cluster(replicas, durable=True)
+        self.cluster = Cluster(replicas, SETTINGS, durable=True)
         self._workers: dict[str, Worker] = {}
         self._next_row = count(READ.stop)
         self.left_out: list[LeftOut] = []
@@ -177,12 +186,15 @@ class Bench:
 
     # The contenders
 
-    def stock(self, primary: PostgresServer | Any = None) -> Worker:
+    def stock(
+        self, primary: PostgresServer | Any = None, **options: Any
+    ) -> Worker:
         """Return AnyBlok without the plugin, on the primary
 
         :param primary: a server, or a proxy of it. Default None: the primary
+        :param options: more of AnyBlok's
         """
-        return self.worker("stock", db_url=self.url(primary))
+        return self.worker("stock", db_url=self.url(primary), **options)
 
     def ours(
         self,
@@ -200,18 +212,21 @@ class Bench:
             "ours",
             db_url=None,
             db_wo_url=self.url(primary),
-            db_ro_urls=self.replica_urls(replicas),
-            **options,
+            **{"db_ro_urls": self.replica_urls(replicas), **options},
         )
 
-    def plain(self, name: str) -> Worker | None:
+    def plain(self, name: str, **options: Any) -> Worker | None:
         """Return a contender without AnyBlok; None: it isn't installed
 
         :param name: a key of ``contenders.CONTENDERS``
+        :param options: for its start
         """
         try:
             return self.worker(
-                name, primary=self.url(), replicas=self.replica_urls()
+                name,
+                primary=self.url(),
+                replicas=self.replica_urls(),
+                **options,
             )
         except ContenderFailed as error:
             self.leave_out(name, str(error))
@@ -238,6 +253,16 @@ class Bench:
         found = LeftOut(name, why)
         if found not in self.left_out:
             self.left_out.append(found)
+
+    def close_worker(self, worker: Worker) -> None:
+        """End a contender's process, which has many connections
+
+        :param worker: the contender
+        """
+        self._workers = {
+            key: x for key, x in self._workers.items() if x is not worker
+        }
+        worker.close()
 
     def close_workers(self) -> None:
         """End the contenders' processes"""

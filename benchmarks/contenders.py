@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from itertools import count, cycle
@@ -48,6 +48,8 @@ class Contender:
     #: SQLAlchemy's session, or AnyBlok's registry
     session: Any
     Book: Any
+    #: gives the session of a thread
+    new_session: Callable[[], Any]
 
     def __init__(self, options: dict[str, Any]) -> None:
         from sqlalchemy import select, text
@@ -57,6 +59,7 @@ class Contender:
         self._changed: Iterator[int] = iter(())
         self._titles = (f"title {n}" for n in count())
         self._looks = self._on_replica = 0
+        self._mixes: dict[int, Any] = {}
         self.start(options)
 
     def start(self, options: dict[str, Any]) -> None:
@@ -88,6 +91,44 @@ class Contender:
     def may_change(self, first: int, last: int) -> None:
         """Give it the rows that it alone changes, each of them once"""
         self._changed = iter(range(first, last))
+
+    def mix(self, seconds: float, threads: int) -> Any:
+        """Have threads do a mix of units of work; see :mod:`.mix`
+
+        :param seconds: for which they do
+        :param threads: how many; their rows have been given
+        :rtype: :class:`.mix.Seen`
+        """
+        from .mix import Mix
+
+        known = self._mixes.get(threads)
+        if known is None:
+            known = self._mixes[threads] = Mix(
+                self.new_session, self.Book, self._changed, threads
+            )
+
+        return known.run(seconds)
+
+    def grow(self, what: str, *arguments: Any) -> Any:
+        """Return what a function of :mod:`.grow` returns
+
+        :param what: its name
+        """
+        from . import grow
+
+        return getattr(grow, what)(self, *arguments)
+
+    def busy_servers(self, seconds: float, threads: int, sleep: float) -> float:
+        """Have threads read what takes a server long; see :mod:`.mix`
+
+        :param seconds: for which they do
+        :param threads: how many
+        :param sleep: seconds that a statement takes the server
+        :rtype: units of work per second
+        """
+        from .mix import busy_servers
+
+        return busy_servers(self.new_session, seconds, threads, sleep)
 
     def read(self, key: int) -> Any:
         """Return an object, by a SELECT"""
@@ -333,11 +374,19 @@ class Stock(Contender):
 
     def build(self, options: dict[str, Any]) -> None:
         """Build a registry"""
+        size = options.pop("pool_size", None)
+        if size is not None:
+            limit_pool(size)
+
         self.session = registry_of(options)
         self.Book = self.session.Book
 
     @property
     def orm_session(self) -> Any:
+        """Return the session of this thread"""
+        return self.session.session
+
+    def new_session(self) -> Any:
         """Return the session of this thread"""
         return self.session.session
 
@@ -383,23 +432,33 @@ class Plain(Contender):
     def start(self, options: dict[str, Any]) -> None:
         """Map the table, and make a session"""
         self.Book = mapped_book()
-        self.session = self.make_session(**options)
+        size = options.pop("pool_size", None)
+        pool = {"pool_size": size, "max_overflow": 0} if size else {}
+        self.new_session = self.session_maker(**options, pool=pool)
+        self.session = self.new_session()
 
-    def make_session(self, primary: str, replicas: list[str]) -> Any:
-        """Return the session"""
+    def session_maker(
+        self, primary: str, replicas: list[str], pool: dict[str, Any]
+    ) -> Callable[[], Any]:
+        """Return what makes sessions
+
+        :param pool: options of each engine
+        """
         raise NotImplementedError
 
 
 class Recipe(Plain):
     """The usual ``get_bind``: flushes and DML to the primary"""
 
-    def make_session(self, primary: str, replicas: list[str]) -> Any:
-        """Return a session of the recipe"""
+    def session_maker(
+        self, primary: str, replicas: list[str], pool: dict[str, Any]
+    ) -> Callable[[], Any]:
+        """Return the recipe's session"""
         from sqlalchemy import UpdateBase, create_engine
         from sqlalchemy.orm import Session
 
-        engines = [create_engine(url) for url in replicas]
-        writer = create_engine(primary)
+        engines = [create_engine(url, **pool) for url in replicas]
+        writer = create_engine(primary, **pool)
 
         class RecipeSession(Session):
             def get_bind(
@@ -410,14 +469,16 @@ class Recipe(Plain):
 
                 return choice(engines)
 
-        return RecipeSession()
+        return RecipeSession
 
 
 class AdvancedAlchemy(Plain):
     """Advanced Alchemy's router"""
 
-    def make_session(self, primary: str, replicas: list[str]) -> Any:
-        """Return a session of the router"""
+    def session_maker(
+        self, primary: str, replicas: list[str], pool: dict[str, Any]
+    ) -> Callable[[], Any]:
+        """Return the router's session maker"""
         try:
             from advanced_alchemy.config.routing import RoutingConfig
             from advanced_alchemy.routing import RoutingSyncSessionMaker
@@ -426,12 +487,12 @@ class AdvancedAlchemy(Plain):
                 "pip install advanced-alchemy: " + str(error)
             ) from error
 
-        maker = RoutingSyncSessionMaker(
+        return RoutingSyncSessionMaker(  # type: ignore[no-any-return]
             RoutingConfig(
                 primary_connection_string=primary, read_replicas=replicas
-            )
+            ),
+            engine_config=pool,
         )
-        return maker()
 
 
 CONTENDERS: dict[str, type[Contender]] = {
@@ -459,6 +520,21 @@ def hide_plugin() -> None:
 
     for module in (anyblok, anyblok.blok, anyblok.migration, anyblok.registry):
         module.iter_entry_points = without_plugin
+
+
+def limit_pool(size: int) -> None:
+    """Have AnyBlok's engines keep so many connections, and make no more
+
+    :param size: connections of an engine
+    """
+    from anyblok.registry import RegistryManager
+
+    class Pool:
+        def init_engine_options(self, url: Any) -> Any:
+            options = super().init_engine_options(url)  # type: ignore[misc]
+            return {**options, "pool_size": size, "max_overflow": 0}
+
+    RegistryManager.register_mixin("benchmarks", Pool)
 
 
 def load_anyblok(options: dict[str, Any]) -> None:
