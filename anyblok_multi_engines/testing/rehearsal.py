@@ -370,7 +370,7 @@ class Rehearsal:
         if connection is not registry.unittest_bind or registry.Session is None:
             return
 
-        if statement.startswith(SAVEPOINTS):
+        if isinstance(getattr(context.compiled, "statement", None), SAVEPOINTS):
             return
 
         caller = self._callers.caller()
