@@ -226,7 +226,12 @@ def written_position(driver: Any) -> tuple[ConsistencyToken, str | None]:
         with without_transaction(driver), driver.cursor() as cursor:
             cursor.execute("ROLLBACK")
 
-    return primary_position(driver).position, refused
+    known = primary_position(driver)
+    if refused is None:
+        return known.position, None
+
+    # Nobody hurries to flush, and so to send, what a rollback has left.
+    return known.visible or known.position, refused
 
 
 def arrival_of(
