@@ -5,9 +5,12 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """What else one would take, on the same servers: the table of README.rst.
 
-SQLAlchemy's recipe and Advanced Alchemy's router, both in plain SQLAlchemy.
-What this package does instead is tested where the table says.
+SQLAlchemy's recipe, Advanced Alchemy's router, both in plain SQLAlchemy, and
+pgpool-II as the benchmarks run it. What this package does instead is tested
+where the table says.
 """
+
+from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import create_engine, func, select, text
@@ -15,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from .chaos.naive import RecipeSession
-from .conftest import PORT
+from .conftest import DRIVER, PORT
 
 
 class Base(DeclarativeBase):
@@ -30,54 +33,87 @@ class Book(Base):
     title: Mapped[str]
 
 
-def recipe(primary, replicas, engines):
-    """Return a session of SQLAlchemy's recipe"""
-
-    class Bound(RecipeSession):
-        pass
-
-    Bound.primary = create_engine(primary)
-    Bound.replicas = [create_engine(url) for url in replicas]
-    engines += [Bound.primary, *Bound.replicas]
-    return Bound()
+@contextmanager
+def disposed(engines):
+    """Close the connections of engines in the end"""
+    try:
+        yield
+    finally:
+        for engine in engines:
+            engine.dispose()
 
 
-def advanced_alchemy(primary, replicas, engines):
-    """Return a session of Advanced Alchemy's router"""
+@contextmanager
+def recipe(servers):
+    """Give a session of SQLAlchemy's recipe"""
+
+    primary = create_engine(servers.primary_url)
+    replicas = [create_engine(url) for url in servers.replica_urls]
+    session = RecipeSession()
+    session.primary, session.replicas = primary, replicas
+    with disposed([primary, *replicas]), session:
+        yield session
+
+
+@contextmanager
+def advanced_alchemy(servers):
+    """Give a session of Advanced Alchemy's router"""
     routing = pytest.importorskip(
         "advanced_alchemy.routing", reason="pip install advanced-alchemy"
     )
     from advanced_alchemy.config.routing import RoutingConfig
 
     maker = routing.RoutingSyncSessionMaker(
-        RoutingConfig(primary_connection_string=primary, read_replicas=replicas)
+        RoutingConfig(
+            primary_connection_string=servers.primary_url,
+            read_replicas=servers.replica_urls,
+        )
     )
-    session = maker()
-    engines.append(session._default_engine)
-    for selector in session._selectors.values():
-        engines += selector._engines
-
-    return session
+    engines = [x for group in maker._engines.values() for x in group]
+    with disposed(engines), maker() as session:
+        yield session
 
 
-@pytest.fixture(params=[recipe, advanced_alchemy], ids=lambda x: x.__name__)
+@contextmanager
+def pgpool(servers):
+    """Give a session on the other side of pgpool-II"""
+    pgpool = pytest.importorskip(
+        "benchmarks.pgpool", reason="an installed package has no benchmarks"
+    )
+    if pgpool.program() is None:
+        pytest.skip("pgpool isn't installed: apt-get install pgpool2")
+
+    with pgpool.Pgpool(servers.cluster, processes=4) as running:
+        engine = create_engine(running.url(servers.database, DRIVER))
+        with disposed([engine]), Session(engine) as session:
+            yield session
+
+    for port in (running._port, running._pcp_port):
+        port.release()
+
+
+ROUTERS = [recipe, advanced_alchemy]
+
+
+def using(*contenders):
+    """Have a test run with a session of each of some contenders"""
+    return pytest.mark.parametrize(
+        "session", contenders, ids=lambda x: x.__name__, indirect=True
+    )
+
+
+@pytest.fixture
 def session(request, servers):
     """Give a session; a table with one book is on every server"""
-    engines = []
-    session: Session = request.param(
-        servers.primary_url, servers.replica_urls, engines
-    )
     servers.cluster.primary.execute(
         "insert into book (id, title) values (1, 'old')",
-        "create function bump() returns bigint language sql volatile as"
-        " 'insert into book (id, title) values (2, ''x'') returning id::bigint'",
+        "create function bump() returns bigint language sql volatile as "
+        "'insert into book (id, title) values (2, ''x'') returning 1::bigint'",
         database=servers.database,
     )
     servers.cluster.wait_for_replay()
-    yield session
-    session.close()
-    for engine in engines:
-        engine.dispose()
+    with request.param(servers) as session:
+        yield session
 
 
 @pytest.fixture
@@ -86,11 +122,15 @@ def behind(servers):
         replica.pause_replay()
 
 
-@pytest.mark.parametrize(
+WRITES = pytest.mark.parametrize(
     "statement",
     [text("UPDATE book SET title = 'x'"), select(func.bump())],
     ids=["text", "function"],
 )
+
+
+@WRITES
+@using(*ROUTERS)
 def test_write_that_looks_like_a_read_is_refused_by_a_replica(
     session, statement
 ):
@@ -98,12 +138,20 @@ def test_write_that_looks_like_a_read_is_refused_by_a_replica(
         session.execute(statement)
 
 
+@WRITES
+@using(pgpool)
+def test_write_that_looks_like_a_read_is_done(session, statement):
+    session.execute(statement)
+
+
+@using(*ROUTERS, pgpool)
 def test_session_does_not_see_its_commit(session, behind):
     session.add(Book(id=2, title="new"))
     session.commit()
     assert session.scalar(select(func.count()).select_from(Book)) == 1
 
 
+@using(*ROUTERS, pgpool)
 def test_old_value_is_written_over_a_newer_one(session, servers, behind):
     servers.cluster.primary.execute(
         "update book set title = title || ', newer'", database=servers.database
@@ -116,14 +164,37 @@ def test_old_value_is_written_over_a_newer_one(session, servers, behind):
     ) == [("old, changed",)]
 
 
+@using(pgpool)
+def test_reads_of_one_transaction_are_of_one_replica(session, servers):
+    found = {servers.names[session.scalar(PORT)] for _ in range(40)}
+    assert len(found) == 1
+
+
+@using(*ROUTERS)
 def test_reads_of_one_transaction_are_of_two_replicas(session, servers):
     found = {servers.names[session.scalar(PORT)] for _ in range(40)}
     assert found == {"replica1", "replica2"}
 
 
+@using(*ROUTERS)
 def test_dead_replica_fails_reads(session, servers):
-    servers.first.stop()
-    with pytest.raises(OperationalError):
+    def read_often():
         for _ in range(40):
             session.scalar(PORT)
             session.rollback()
+
+    servers.first.stop()
+    with pytest.raises(OperationalError):
+        read_often()
+
+
+@using(*ROUTERS)
+def test_replica_that_dies_breaks_the_commit_of_a_write(session, servers):
+    session.scalar(PORT)
+    session.add(Book(id=2, title="new"))
+    session.flush()
+    for replica in servers.cluster.replicas:
+        replica.terminate_backends()
+
+    with pytest.raises(OperationalError):
+        session.commit()
