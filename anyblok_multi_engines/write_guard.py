@@ -290,10 +290,10 @@ def _differing(
     key = tuple(table.primary_key)
     columns = dict.fromkeys([*key, *(x for row in rows for x in row.columns)])
     statement = _locking_select(table, tuple(columns), no_key)
-    keys = [row.key[0] if len(key) == 1 else row.key for row in rows]
+    wanted = [row.key[0] if len(key) == 1 else row.key for row in rows]
     found = {
         tuple(row[x] for x in key): row
-        for row in execute(statement, {"keys": keys}).mappings()
+        for row in execute(statement, {"keys": wanted}).mappings()
     }
     for row in rows:
         current = found.get(row.key)
