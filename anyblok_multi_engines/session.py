@@ -598,6 +598,9 @@ class MixinSession(SessionBase):
                 self.forget_replica_reads()
 
             unit.checked, unit.checked_floor = True, floor
+            if unit.placement.replica is None and call.server is not None:
+                # It was asked before, behind then, and has been waited for.
+                unit.placement = unit.placement.with_replica(call.server)
         elif not unit.served:
             unit.placement = unit.placement.without_replica()
 
