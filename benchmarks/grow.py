@@ -187,7 +187,7 @@ def shapes(contender: Any, start: int, number: int) -> dict[str, float]:
         if not n % 10:
             registry.statements.need_of(select(Book).order_by(text(f"{n}")))
 
-        freshness._readers._scoped(f"scope {n}").must_ask_primary(1.0)
+        freshness.reader.__self__._scoped(f"scope {n}").must_ask_primary(1.0)
 
     gc.collect()
     return {**sizes(registry), "MB": megabytes()}
@@ -203,7 +203,7 @@ def sizes(registry: Any) -> dict[str, float]:
     return {
         "statements": len(statements._generation.needs),
         "refused statements": len(statements._refused),
-        "readers": len(freshness._readers._of_scope),
+        "readers": len(freshness.reader.__self__._of_scope),
         "positions": sum(len(x) for _, x in positions._samples),
         "running servers": len(positions._instances),
         "servers that were behind": len(freshness._behind_at),

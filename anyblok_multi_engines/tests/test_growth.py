@@ -51,6 +51,7 @@ def test_what_is_remembered_is_bounded(registry, monkeypatch):
     monkeypatch.setattr(statements, "MAX_SHAPES", 50)
     monkeypatch.setattr(reader, "MAX_SCOPES", 50)
     known, freshness = registry.statements, registry.freshness
+    readers = freshness.reader.__self__
     registry.execute(select(registry.Book)).all()
     position = freshness._primary_now().position
     first = freshness.positions.primary_since(0.0).asked_at
@@ -60,13 +61,13 @@ def test_what_is_remembered_is_bounded(registry, monkeypatch):
             known.refuse(text(f"select {n} as b{n} from book"), "a test")
             registry.execute(select(registry.Book).order_by(text(f"{n} + 1")))
 
-        freshness._readers._scoped(f"request {n}")
+        readers._scoped(f"request {n}")
         freshness.note_behind(f"replica{n % 2 + 1}")
         freshness.positions.note_primary(Known(first + n, position))
 
     assert len(known._generation.needs) <= 50
     assert len(known._refused) <= 50
-    assert len(freshness._readers._of_scope) <= 50
+    assert len(readers._of_scope) <= 50
     assert len(freshness._behind_at) == 2
     samples = [len(x) for _, x in freshness.positions._samples]
     assert samples == [KEPT] * len(SPACINGS)
