@@ -68,7 +68,7 @@ from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.expression import ColumnElement
 from sqlalchemy.types import TypeDecorator
 
-from anyblok_multi_engines.routing import statements
+from anyblok_multi_engines.routing import sql, statements
 from anyblok_multi_engines.routing.need import NO_STATEMENT, READ, Kind
 from anyblok_multi_engines.routing.statements import (
     Statements,
@@ -537,13 +537,13 @@ def test_shape_of_an_in_has_the_function_of_its_type():
 def judged(monkeypatch):
     """Give the texts that have been judged, in this order"""
     texts = []
-    need_of_sql = statements.need_of_sql
+    need_of_sql = sql.need_of_sql
 
-    def noting(sql, catalogue):
-        texts.append(sql)
-        return need_of_sql(sql, catalogue)
+    def noting(text, catalogue):
+        texts.append(text)
+        return need_of_sql(text, catalogue)
 
-    monkeypatch.setattr(statements, "need_of_sql", noting)
+    monkeypatch.setattr(sql, "need_of_sql", noting)
     return texts
 
 
