@@ -35,8 +35,9 @@ class Shop(Blok):
             create table view_log (n int);
             create function log_view() returns int language sql volatile
             as 'insert into view_log values (1) returning n';
-            create function views() returns int language plpgsql stable
-            as 'begin return log_view(); end'
+            create function views() returns int language plpgsql stable as
+            'begin if exists (select from stock) then return log_view();
+            end if; return 0; end'
         """))
 '''
 
