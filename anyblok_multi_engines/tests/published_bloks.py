@@ -256,7 +256,7 @@ def main() -> int:
         default=Path(".venv-published"),
         help="of the virtual environment; default: %(default)s",
     )
-    console = Console(soft_wrap=True)
+    console = Console(width=150)
     place = Place(parser.parse_args().directory.absolute())
     try:
         place.make()
