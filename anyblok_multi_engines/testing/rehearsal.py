@@ -373,7 +373,7 @@ class Rehearsal:
         if connection is not registry.unittest_bind or registry.Session is None:
             return
 
-        if isinstance(getattr(context.compiled, "statement", None), SAVEPOINTS):
+        if statement.startswith(SAVEPOINTS):
             return
 
         caller = self._callers.caller()
