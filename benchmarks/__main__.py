@@ -55,7 +55,14 @@ SUBJECTS: dict[str, Callable[[Bench], Iterable[Result]]] = {
 
 #: What a quick run measures, and how often at most before it fails: on a busy
 #: machine one look says little.
-QUICK = ("select-open", "select-unit", "insert", "read-modify-write")
+QUICK = (
+    "get-bind",
+    "select-open",
+    "select-unit",
+    "insert",
+    "read-modify-write",
+    "memory",
+)
 LOOKS = 3
 
 

@@ -123,6 +123,7 @@ def memory(bench: Bench) -> Iterator[Row]:
     replica = bench.cluster.replicas[0]
     proxies = [bench.cluster.proxy(replica) for _ in range(REPLICAS)]
     used: dict[str, list[dict[str, float]]] = {name: [] for name in PAIR}
+    read: dict[str, list[float]] = {name: [] for name in PAIR}
     idle: list[tuple[int, int]] = []
     for _ in range(1 if bench.quick else 3):
         for name, options in (
@@ -144,6 +145,9 @@ def memory(bench: Bench) -> Iterator[Row]:
             used[name].append(worker.ask("memory"))
             if name == "ours":
                 idle.append(connections(replica, proxies))
+
+            worker.ask("times", "select_unit", 1)
+            read[name].append(worker.ask("memory")["uss"])
 
             worker.close()
 
@@ -172,6 +176,15 @@ def memory(bench: Bench) -> Iterator[Row]:
             for kind in ("uss", "rss")
         ],
         note="uss is the memory that no other process shares",
+    )
+    more = [x - y for x, y in zip(read["ours"], read["stock"], strict=True)]
+    yield Row(
+        "memory-read",
+        "The same after a first SELECT, for which the parser is loaded",
+        median(more),
+        "MB",
+        low=min(more),
+        high=max(more),
     )
     yield Row(
         "idle-connections",
