@@ -169,6 +169,7 @@ class Call:
     server: str | None = None
     from_replica = False
     decision: Decision | None = None
+    mapper: Any = None
     #: True once those who listen know of it
     told = False
 
@@ -335,6 +336,7 @@ class MixinSession(SessionBase):
 
         self._unit.settled = self._unchecked = None
         decision = self._decided(clause, call)
+        logger.debug("%s", decision)
         self._tell(decision, clause, mapper, call)
         if decision.server_name is None:
             raise self._error_of(decision)
@@ -380,8 +382,11 @@ class MixinSession(SessionBase):
         ):
             return None
 
-        self._tell(settled.decision, clause, mapper, call)
+        logger.debug("%s", settled.decision)
         if call is not NO_CALL:
+            if registry.listeners.dispatch.decision:
+                self._tell(settled.decision, clause, mapper, call)
+
             call.clause = clause
             self._note_decided(call, settled.decision)
 
@@ -428,10 +433,17 @@ class MixinSession(SessionBase):
     def _tell(
         self, decision: Decision, clause: Any, mapper: Any, call: Call
     ) -> None:
-        """Log a decision, and tell it to those who listen, once per call"""
-        logger.debug("%s", decision)
+        """Tell a decision to those who listen, once per execution"""
         listeners = self.anyblok.listeners.dispatch.decision
-        if not listeners or not self._is_news(call, mapper):
+        if not listeners:
+            return
+
+        if self._unchecked is call:
+            # It is one when the replica turns out to be fresh enough.
+            call.clause, call.mapper = clause, mapper
+            return
+
+        if not self._is_news(call, mapper):
             return
 
         unit = self._begun()
@@ -720,6 +732,9 @@ class MixinSession(SessionBase):
         if not self._has_reached(name, connection, call):
             call.behind |= {name}
             raise ReplicaBehind
+
+        if call.decision is not None:
+            self._tell(call.decision, call.clause, call.mapper, call)
 
     def _floor(
         self, name: str, reader: Reader, call: Call, limit: float | None
