@@ -172,9 +172,13 @@ class Freshness:
         until = max(until, self._lost_until)
         return bool(until) and time.monotonic() < until
 
+    def was_behind_lately(self) -> bool:
+        """Return True where a replica has been found behind a moment ago"""
+        return time.monotonic() - self._last_behind < LATELY
+
     def promising(
         self, names: Collection[str], floor: ConsistencyToken
-    ) -> tuple[Collection[str], str | None]:
+    ) -> tuple[list[str], str | None]:
         """Return which replicas may have a position, or the furthest one
 
         Without a question: a replica may, where it is known to, or where it
@@ -184,9 +188,6 @@ class Freshness:
         :param floor: the position
         """
         lately = time.monotonic() - LATELY
-        if self._last_behind < lately:
-            return names, None
-
         promising = []
         for name in names:
             if self._behind_at.get(name, 0.0) < lately:

@@ -108,6 +108,9 @@ FAILS_HERE = frozenset(
 # For want of a replica that is fresh enough.
 FALLBACKS = (Reason.NO_FRESH_REPLICA, Reason.REPLICA_BEHIND)
 
+# Another statement of the unit of work goes there for the same reason.
+STAYING = (Reason.ALREADY_ON_REPLICA, Reason.ALREADY_ON_PRIMARY)
+
 # For a person.
 WHY_NO_REPLICA = {
     Reason.REPLICA_LOST: "the one that this unit of work has read from is lost",
@@ -334,6 +337,11 @@ class MixinSession(SessionBase):
             # As without us.
             return bound  # type: ignore[no-any-return]
 
+        return self._engine_for(clause, mapper, call)  # type: ignore[no-any-return]
+
+    def _engine_for(self, clause: Any, mapper: Any, call: Call) -> Any:
+        """Return where a statement goes that none of the above is said of"""
+        registry = self.anyblok
         self._unit.settled = self._unchecked = None
         decision = self._decided(clause, call)
         logger.debug("%s", decision)
@@ -342,13 +350,17 @@ class MixinSession(SessionBase):
             raise self._error_of(decision)
 
         if decision.server_name == UNITTEST:
-            return registry.unittest_bind  # type: ignore[no-any-return]
+            return registry.unittest_bind
 
         if call is not NO_CALL:
             call.clause = clause
             self._note_decided(call, decision)
 
-        return registry.engine_of(decision.server_name)  # type: ignore[no-any-return]
+        engine = registry.engine_of(decision.server_name)
+        if decision.reason in STAYING:
+            self._settle(decision, engine)
+
+        return engine
 
     def _settled(self, mapper: Any, clause: Any, call: Call) -> Engine | None:
         """Return the server of a unit of work that nothing has changed for
@@ -392,43 +404,43 @@ class MixinSession(SessionBase):
 
         return settled.engine
 
-    def _settle(self, unit: UnitOfWork) -> None:
+    def _settle(self, decision: Decision, engine: Engine) -> None:
         """Note where the next statements of a unit of work go
 
         On a replica, the plain reads.
 
-        :param unit: that a server has just served
+        :param decision: that it stays where it is
+        :param engine: of its server
         """
-        registry, placement = self.anyblok, unit.placement
-        if (
-            self._wishes
-            or self.bind not in (None, registry.bind)
-            or registry.unittest_transaction is not None
-            or self._is_pinned()
-        ):
+        registry, unit = self.anyblok, self._unit
+        if self._wishes or self.in_nested_transaction():
             return
 
-        if placement.on_primary:
-            decision = Decision(PRIMARY, Reason.ALREADY_ON_PRIMARY)
-            engine = registry.engine_of(PRIMARY)
-            unit.settled = Settled(decision, engine, placement)
-            return
-
-        name, knows = placement.replica, registry.reader().knows
-        is_promised_nothing = knows.floor is None and not knows.seen
-        if (
-            name is not None
-            and not registry.reads_by_age
-            and name in registry.usable_readers()
-            and (is_promised_nothing or self._is_checked(name, unit))
-        ):
+        if decision.server_name == PRIMARY:
+            unit.settled = Settled(decision, engine, unit.placement)
+        elif not registry.reads_by_age and self._has_noted(decision, unit):
             unit.settled = Settled(
-                Decision(name, Reason.ALREADY_ON_REPLICA),
-                registry.engine_of(name),
-                placement,
-                knows,
+                decision,
+                engine,
+                unit.placement,
+                registry.reader().knows,
                 registry.monitor.snapshot,
             )
+
+    def _has_noted(self, decision: Decision, unit: UnitOfWork) -> bool:
+        """Return True where all is noted that a further read would show"""
+        freshness = self.anyblok.freshness
+        if not freshness.compares:
+            return unit.served and not self.anyblok.reader().knows.floor
+
+        name, seen = decision.server_name, unit.seen
+        return (
+            name is not None
+            and seen is not None
+            and seen.server == name
+            and seen in self.anyblok.reader().knows.seen
+            and self._is_checked(name, unit)
+        )
 
     def _tell(
         self, decision: Decision, clause: Any, mapper: Any, call: Call
@@ -516,7 +528,7 @@ class MixinSession(SessionBase):
                 )
             )
 
-        reader = registry.reader()
+        reader, wanted = registry.reader(), _wanted_by(clause, call)
         unit = self._current() or NO_UNIT
         placement = unit.placement
         usable = registry.usable_readers()
@@ -540,7 +552,7 @@ class MixinSession(SessionBase):
                 has_replicas=bool(topology.replicas),
                 loading=registry.is_loading,
                 unittest=registry.unittest_transaction is not None,
-                wanted=self._known(_wanted_by(clause, call)),
+                wanted=self._known(wanted) if wanted else None,
                 intent=self._intent_of(reader),
                 pinned=self._is_pinned(),
                 placement=placement,
@@ -633,11 +645,11 @@ class MixinSession(SessionBase):
         self, usable: Iterable[str], reader: Reader, call: Call
     ) -> dict[str, Any]:
         """Return which replicas may be fresh enough, for a Situation"""
+        freshness = self.anyblok.freshness
         floor = call.floor or reader.knows.floor
-        if floor is None:
+        if floor is None or not freshness.was_behind_lately():
             return {}
 
-        freshness = self.anyblok.freshness
         promising, nearest = freshness.promising(
             [x for x in usable if x != PRIMARY and x not in call.behind], floor
         )
@@ -839,18 +851,24 @@ class MixinSession(SessionBase):
         limit: float | None = self.anyblok.max_staleness_of(clause)
         return limit
 
-    def _note_seen(self, server: str) -> None:
-        """Note that a replica has given rows to this unit of work"""
+    def _note_seen(self, server: str, begins: bool = False) -> None:
+        """Note that a replica has given rows to this unit of work
+
+        :param begins: True for the first of it
+        """
         unit = self._current()
         if unit is None:
             return
 
         unit.served = True
         freshness = self.anyblok.freshness
+        reader: Reader = self.anyblok.reader()
         if not freshness.compares:
+            if begins:
+                reader.note_unit(server)
+
             return
 
-        reader: Reader = self.anyblok.reader()
         seen = unit.seen
         if seen is None or seen.server != server:
             link = freshness.link_of(unit.reads_on[server])
@@ -859,7 +877,9 @@ class MixinSession(SessionBase):
 
         seen.at = monotonic()
         if seen not in reader.knows.seen:
-            reader.note_read(seen)
+            reader.note_read(seen, begins)
+        elif begins:
+            reader.note_unit(server)
 
     def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement; see SQLAlchemy's ``Session.execute``"""
@@ -1228,20 +1248,17 @@ class MixinSession(SessionBase):
 
             return
 
-        if decision.reason in DRAWN and call.server is not None:
-            self.anyblok.reader().note_unit(call.server)
-
-        current = self._current()
-        if current is None:
+        begins = decision.reason in DRAWN
+        if call.from_replica and call.server is not None:
+            self._note_seen(call.server, begins)
             return
 
-        if call.from_replica and call.server is not None:
-            self._note_seen(call.server)
-        else:
+        if begins:
+            self.anyblok.reader().note_unit(PRIMARY)
+
+        if self._current() is not None:
             unit.fell_back |= decision.reason in FALLBACKS
             unit.changed_schema |= self._changes_schema(call.clause)
-
-        self._settle(unit)
 
     def _note_done_as_before(self, call: Call) -> None:
         """Note what the next statement of a settled unit of work means"""
