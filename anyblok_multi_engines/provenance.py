@@ -17,12 +17,13 @@ through pickle.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum, auto
 from functools import cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -50,9 +51,9 @@ _READ = "anyblok_multi_engines_read"
 _READS = "anyblok_multi_engines.reads"
 _COLUMNS = "anyblok_multi_engines.columns"
 
-# Their values can't be changed in place. Of the other types, each value is
-# looked at.
-_PLAIN_TYPES = frozenset(
+#: Types whose values can't be changed in place; others may be added. Of the
+#: rest, each value is looked at when it is loaded.
+PLAIN_TYPES: set[type] = set(
     [
         types.BigInteger,
         types.Boolean,
@@ -108,12 +109,35 @@ class Read(NamedTuple):
     values: Mapping[str, Any] = NOTHING
 
 
+class Kept(NamedTuple):
+    """What a replica said of an instance that has been expired since
+
+    A :class:`Read` in its cheapest form: most are never asked.
+
+    :param held: the values of its columns, in their order
+    """
+
+    server: str
+    columns: tuple[str, ...]
+    held: tuple[Any, ...]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Return them by attribute"""
+        return dict(zip(self.columns, self.held, strict=True))
+
+
 class Columns(NamedTuple):
-    """The attributes of a mapper that are columns of its tables"""
+    """The attributes of a mapper that are columns of its tables
+
+    :param values_of: returns their values, in their order, of a dictionary
+    """
 
     keys: frozenset[str]
     primary: frozenset[str]
     mutable: tuple[str, ...]
+    order: tuple[str, ...]
+    values_of: Callable[[dict[str, Any]], tuple[Any, ...]]
 
 
 def listen(target: type) -> None:
@@ -133,14 +157,14 @@ def listen(target: type) -> None:
     event.listen(target, "mapper_configured", _listen_to_flags, propagate=True)
 
 
-def read_of(state: State) -> Read | None:
+def read_of(state: State) -> Read | Kept | None:
     """Return what a replica said of an instance; None: nothing that counts
 
     Where it says nothing of an attribute, :func:`said_of` does.
 
     :param state: of the instance
     """
-    read: Read | None = getattr(state, _READ, None)
+    read: Read | Kept | None = getattr(state, _READ, None)
     return read
 
 
@@ -179,14 +203,18 @@ def columns_of(manager: ClassManager[Any]) -> Columns:
             for prop in manager.mapper.column_attrs
             if isinstance(prop.columns[0], Column)
         }
+        # Of one key, itemgetter returns no tuple.
+        order = tuple(found) if len(found) > 1 else (*found, *found)
         columns = manager.info[_COLUMNS] = Columns(
             frozenset(found),
             frozenset(key for key, x in found.items() if x.primary_key),
             tuple(
                 key
                 for key, x in found.items()
-                if type(x.type) not in _PLAIN_TYPES
+                if type(x.type) not in PLAIN_TYPES
             ),
+            order,
+            itemgetter(*order),
         )
 
     return columns
@@ -319,7 +347,7 @@ def note_attached(session: Session, instance: Any) -> None:
         session.info[_READS] = Mark.ANYWHERE
 
 
-def _note(state: State, read: Read) -> None:
+def _note(state: State, read: Read | Kept) -> None:
     setattr(state, _READ, read)
 
 
@@ -343,11 +371,9 @@ def _note_load(state: State, context: Any) -> None:
         return
 
     read = _as_loaded(call.server)
-    columns = columns_of(state.manager)
-    if columns.mutable:
-        copies = _copies(state, columns.mutable)
-        if copies:
-            read = Read(call.server, copies)
+    mutable = columns_of(state.manager).mutable
+    if mutable and _may_change(state.dict, mutable):
+        read = Read(call.server, _copies(state, mutable))
 
     setattr(state, _READ, read)
     context.session.info[_READS] = Mark.ANYWHERE
@@ -359,7 +385,7 @@ def _note_refresh(state: State, context: Any, names: Any) -> None:
     :param names: of the attributes; None: all of them
     """
     # Not of rows: a composite value, an evaluated bulk update.
-    arguments: Mapping[str, Any] = getattr(context, "bind_arguments", {})
+    arguments: Mapping[str, Any] = getattr(context, "bind_arguments", NOTHING)
     call = arguments.get(CALL)
     if call is None:
         return
@@ -436,19 +462,18 @@ def _note_flag(state: State, initiator: Any) -> None:
         _note(state, Read(read.server, {**read.values, initiator.key: value}))
 
 
-def _all_said(state: State, read: Read) -> dict[str, Any]:
+def _all_said(state: State, read: Read | Kept) -> dict[str, Any]:
     """Return what a replica said of an instance, by attribute
 
     What :func:`said_of` returns for each of its columns.
     """
     columns = columns_of(state.manager)
-    held = state.dict
+    held, before = state.dict, state.committed_state
     said = {key: held[key] for key in columns.keys if key in held}
     for key in columns.mutable:
-        if key in said and not isinstance(said[key], _IMMUTABLE):
-            del said[key]
+        if not isinstance(held.get(key), _IMMUTABLE):
+            said.pop(key, None)
 
-    before = state.committed_state
     if before:
         said.update({key: before[key] for key in columns.keys & before.keys()})
         said = {
@@ -457,7 +482,9 @@ def _all_said(state: State, read: Read) -> dict[str, Any]:
             if not isinstance(value, LoaderCallableStatus)
         }
 
-    said.update(read.values)
+    if read.values:
+        said.update(read.values)
+
     return said
 
 
@@ -465,6 +492,15 @@ def _fresh(state: State) -> dict[str, Any]:
     return dict.fromkeys(
         state.dict.keys() & columns_of(state.manager).keys, Mark.FRESH
     )
+
+
+def _may_change(held: Mapping[str, Any], keys: Iterable[str]) -> bool:
+    """Return True where a value may be changed in place"""
+    for key in keys:  # noqa: SIM110, each instance that is loaded pays for it
+        if not isinstance(held.get(key), _IMMUTABLE):
+            return True
+
+    return False
 
 
 def _copies(state: State, keys: Iterable[str]) -> dict[str, Any]:
@@ -489,7 +525,9 @@ def _copy(value: Any) -> Any:
         return value
 
 
-def _expire_unchanged(session: Session, state: State, read: Read) -> bool:
+def _expire_unchanged(
+    session: Session, state: State, read: Read | Kept
+) -> bool:
     """Expire the attributes of an instance that nobody changed
 
     Without SQLAlchemy's cascade "refresh-expire", which would lose changes of
@@ -498,29 +536,26 @@ def _expire_unchanged(session: Session, state: State, read: Read) -> bool:
     :param read: what a replica said
     :rtype: True where there are changes, and what the replica said stays
     """
-    columns = columns_of(state.manager)
     # An expired attribute may be the reason of the call.
     loading = bool(state.expired_attributes)
-    changed = changed_keys(state) if state.modified else set()
-    fresh: set[str] = set()
-    if read.values:
-        changed |= _changed_in_place(state, read)
-        fresh = {key for key, x in read.values.items() if x is Mark.FRESH}
+    kept = _kept(state, read)
+    changed: set[str] = set()
+    names: Collection[str] | None = None
+    if not isinstance(kept, Kept):
+        changed, names = _parted(state, read.values)
 
-    kept = _all_said(state, read)
-    names: Collection[str] = columns.keys
-    if changed or fresh:
-        names = state.manager.keys() & state.dict.keys() - (
-            changed | fresh | columns.primary
-        )
-        state._expire_attributes(state.dict, names)
-    else:
+    if names is None:
         state._expire(state.dict, session.identity_map._modified)
+    else:
+        state._expire_attributes(state.dict, names)
 
     # The application may have an old value in its hands, and compute a new one
     # from it: until the primary has said otherwise, it counts.
-    _note(state, Read(read.server, kept))
+    _note(state, kept)
     if loading:
+        if names is None:
+            names = columns_of(state.manager).keys
+
         state.callables = {
             **state.callables,
             **{
@@ -533,19 +568,54 @@ def _expire_unchanged(session: Session, state: State, read: Read) -> bool:
     return bool(changed)
 
 
-def _changed_in_place(state: State, read: Read) -> set[str]:
+def _parted(
+    state: State, values: Mapping[str, Any]
+) -> tuple[set[str], set[str] | None]:
+    """Return what is changed, and what is to be expired; None: all of it
+
+    :param values: what a replica said, where the state doesn't tell
+    """
+    changed = changed_keys(state) | _changed_in_place(state, values)
+    fresh = {key for key, value in values.items() if value is Mark.FRESH}
+    stay = changed | fresh
+    if not stay:
+        return changed, None
+
+    stay |= columns_of(state.manager).primary
+    return changed, state.manager.keys() & state.dict.keys() - stay
+
+
+def _kept(state: State, read: Read | Kept) -> Read | Kept:
+    """Return what a replica said of an instance, before it is expired"""
+    columns = columns_of(state.manager)
+    held = state.dict
+    if not (
+        read.values
+        or state.committed_state
+        or _may_change(held, columns.mutable)
+    ):
+        try:
+            return Kept(read.server, columns.order, columns.values_of(held))
+        except KeyError:
+            # Not all of its columns have been loaded.
+            pass
+
+    return Read(read.server, _all_said(state, read))
+
+
+def _changed_in_place(state: State, values: Mapping[str, Any]) -> set[str]:
     """Return the attributes whose values aren't what they were any more
 
     SQLAlchemy doesn't know it before ``flag_modified()``.
 
-    :param read: what a replica said
+    :param values: what a replica said
     """
     return {
         key
         for key in columns_of(state.manager).mutable
-        if read.values.get(key, Mark.FRESH) is not Mark.FRESH
+        if values.get(key, Mark.FRESH) is not Mark.FRESH
         and key in state.dict
-        and _differ(state.dict[key], read.values[key])
+        and _differ(state.dict[key], values[key])
     }
 
 

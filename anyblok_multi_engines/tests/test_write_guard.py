@@ -179,7 +179,7 @@ def said(instance):
     state = inspect(instance)
     values = {
         key.removeprefix("ANYBLOK_FIELD_"): said_of(state, key)
-        for key in state.mapper.column_attrs.keys()
+        for key in state.mapper.column_attrs.keys()  # noqa: SIM118
     }
     return {
         name: value
