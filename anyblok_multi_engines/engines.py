@@ -129,7 +129,7 @@ def create(
             commits=transactional,
         )
         if engine.dialect.driver in ("psycopg", "psycopg2"):
-            event.listen(engine, "before_cursor_execute", _begin_for_cursor)
+            _begin_for_cursors(engine)
             notice_ended_connections(engine)
             track(engine)
 
@@ -663,19 +663,46 @@ def _read_only_setter(level: str) -> Any:
     return set_read_only
 
 
-def _begin_for_cursor(
-    connection: Any,
-    cursor: Any,
-    statement: str,
-    parameters: Any,
-    context: Any,
-    executemany: bool,
+def tell_statements(
+    engine: Engine, tell: Callable[[Connection, Any], None]
 ) -> None:
-    """Begin a transaction around a server-side cursor, which needs one
+    """Have each statement told that is about to be sent
+
+    Not by an event: SQLAlchemy then makes each statement slower by some us,
+    of listeners or not.
+
+    :param engine: of the server
+    :param tell: called with the connection and SQLAlchemy's statement; None
+        for a text that goes to the driver as it is
+    """
+    dialect = engine.dialect
+    base: Any = dialect.execution_ctx_cls
+
+    class Context(base):  # type: ignore[misc]
+        def create_cursor(self) -> Any:
+            tell(
+                self.root_connection, getattr(self.compiled, "statement", None)
+            )
+            return super().create_cursor()
+
+    dialect.execution_ctx_cls = Context
+
+
+def _begin_for_cursors(engine: Engine) -> None:
+    """Begin a transaction around each server-side cursor, which needs one
 
     The end of the unit of work ends it, and AUTOCOMMIT is back. A cursor WITH
     HOLD would need none: the server would copy its whole result first, and
     keep it, abandoned, for as long as the pool keeps the connection.
+
+    :param engine: of a replica
     """
-    if getattr(cursor, "name", None) is not None:
-        connection.connection.dbapi_connection.autocommit = False
+    dialect = engine.dialect
+    base: Any = dialect.execution_ctx_cls
+
+    class Context(base):  # type: ignore[misc]
+        def create_server_side_cursor(self) -> Any:
+            self.root_connection.connection.dbapi_connection.autocommit = False
+            return super().create_server_side_cursor()
+
+    dialect.execution_ctx_cls = Context

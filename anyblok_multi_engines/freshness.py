@@ -105,7 +105,10 @@ class Freshness:
         #: What any session of the process has committed
         self.process = Reader()
         self._engines = engines
-        self._readers = Readers(scope)
+        #: Gives who reads, of a registry
+        self.reader = Readers(scope).current
+        #: True where a session sees what it has seen before
+        self.keeps_sessions = options.consistency is not Consistency.EVENTUAL
         self._is_down = is_down
         self._aside = aside
         # The servers that are being asked aside, and by which connections.
@@ -114,6 +117,7 @@ class Freshness:
         # longer to be had: what was promised by them can't be kept otherwise.
         self._lost_until = 0.0
         self._behind_at: dict[str, float] = {}
+        self._last_behind = 0.0
         #: False where the servers give no positions
         self.has_positions = all(
             engine.dialect.driver in ("psycopg", "psycopg2")
@@ -137,21 +141,9 @@ class Freshness:
             mine.knows = theirs.knows.without_instances()
 
     @property
-    def keeps_sessions(self) -> bool:
-        """Return True where a session sees what it has seen before"""
-        return self.options.consistency is not Consistency.EVENTUAL
-
-    @property
     def compares(self) -> bool:
         """Return True where it is known which server has what was seen"""
         return self.keeps_sessions and self.has_positions
-
-    def reader(self, registry: Any) -> Reader:
-        """Return who reads
-
-        :param registry: that is read from
-        """
-        return self._readers.current(registry)
 
     def stays_on(self, reader: Reader) -> str | None:
         """Return the server that a reader's next unit of work stays on
@@ -180,8 +172,8 @@ class Freshness:
 
     def promising(
         self, names: Collection[str], floor: ConsistencyToken
-    ) -> tuple[list[str], str | None]:
-        """Return which replicas may have a position, and the furthest one
+    ) -> tuple[Collection[str], str | None]:
+        """Return which replicas may have a position, or the furthest one
 
         Without a question: a replica may, where it is known to, or where it
         hasn't been found behind lately.
@@ -190,15 +182,20 @@ class Freshness:
         :param floor: the position
         """
         lately = time.monotonic() - LATELY
+        if self._last_behind < lately:
+            return names, None
+
         promising = []
         for name in names:
+            if self._behind_at.get(name, 0.0) < lately:
+                promising.append(name)
+                continue
+
             known = self.positions.known_of(name)
-            if self._behind_at.get(name, 0.0) < lately or (
-                known is not None and floor.is_reached_by(known.position)
-            ):
+            if known is not None and floor.is_reached_by(known.position):
                 promising.append(name)
 
-        return promising, self.nearest(names)
+        return promising, None if promising else self.nearest(names)
 
     def nearest(self, names: Iterable[str]) -> str | None:
         """Return the replica that is known to be furthest
@@ -219,7 +216,7 @@ class Freshness:
 
         :param name: of the replica
         """
-        self._behind_at[name] = time.monotonic()
+        self._behind_at[name] = self._last_behind = time.monotonic()
 
     def floor_at_start(
         self, reader: Reader, usable: Collection[str]

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from .consistency import ConsistencyToken, freshest
 
@@ -36,8 +36,7 @@ class Seen:
         self.at = at
 
 
-@dataclass(frozen=True)
-class Knowledge:
+class Knowledge(NamedTuple):
     """What a reader has seen and done, as far as its next reads must know
 
     :param floor: the position that its reads must have
@@ -64,9 +63,12 @@ class Knowledge:
 
     def without_instances(self) -> Knowledge:
         """Return the same for another process, which has asked nobody yet"""
-        return replace(
-            self, seen=tuple(Seen(x.server, None, x.at) for x in self.seen)
+        return self._replace(
+            seen=tuple(Seen(x.server, None, x.at) for x in self.seen)
         )
+
+
+NOTHING = Knowledge()
 
 
 @dataclass(eq=False)
@@ -82,7 +84,7 @@ class Reader:
 
     wants_primary: bool = False
     registry: Any = field(default=None, repr=False)
-    knows: Knowledge = Knowledge()
+    knows: Knowledge = NOTHING
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def must_see(self, position: ConsistencyToken) -> None:
@@ -93,7 +95,7 @@ class Reader:
         with self._lock:
             floor = freshest(self.knows.floor, position)
             if floor is not self.knows.floor:
-                self.knows = replace(self.knows, floor=floor)
+                self.knows = self.knows._replace(floor=floor)
 
     def must_ask_primary(self, until: float) -> None:
         """Let its next reads go to the primary
@@ -102,7 +104,7 @@ class Reader:
         """
         with self._lock:
             until = max(until, self.knows.primary_until)
-            self.knows = replace(self.knows, primary_until=until)
+            self.knows = self.knows._replace(primary_until=until)
 
     def note_unit(self, server: str) -> None:
         """Note that a unit of work begins to read from a server
@@ -112,7 +114,7 @@ class Reader:
         with self._lock:
             knows = self.knows
             units = knows.units + 1 if knows.server == server else 1
-            self.knows = replace(knows, server=server, units=units)
+            self.knows = knows._replace(server=server, units=units)
 
     def note_read(self, seen: Seen) -> None:
         """Note that it has read from a server
@@ -128,7 +130,7 @@ class Reader:
             for x in self.knows.seen
             if (x.server, x.instance) != (seen.server, seen.instance)
         ]
-        self.knows = replace(self.knows, seen=(*others, seen))
+        self.knows = self.knows._replace(seen=(*others, seen))
 
     def note_covered(
         self, seen: Sequence[Seen], position: ConsistencyToken | None
@@ -140,8 +142,7 @@ class Reader:
         """
         with self._lock:
             knows = self.knows
-            self.knows = replace(
-                knows,
+            self.knows = knows._replace(
                 floor=freshest(knows.floor, position),
                 seen=tuple(x for x in knows.seen if x not in seen),
             )
@@ -155,8 +156,7 @@ class Reader:
         """
         with self._lock:
             knows = self.knows
-            self.knows = replace(
-                knows,
+            self.knows = knows._replace(
                 floor=freshest(knows.floor, position),
                 seen=(),
                 written=freshest(knows.written, position),
@@ -171,7 +171,7 @@ class Reader:
         """
         self.must_ask_primary(at + sticky)
         with self._lock:
-            self.knows = replace(self.knows, wrote_at=at)
+            self.knows = self.knows._replace(wrote_at=at)
 
     def note_unknown_write(self, seen: Seen | None) -> None:
         """Note a commit after which no position has been asked
@@ -182,7 +182,7 @@ class Reader:
             if seen is not None:
                 self._add(seen)
 
-            self.knows = replace(self.knows, unknown_write=True)
+            self.knows = self.knows._replace(unknown_write=True)
 
 
 class Readers:

@@ -171,7 +171,7 @@ class MultiEngines(RegistryBase):
     _engine: Any = None
 
     def __init__(self, db_name: str | None, *args: Any, **kwargs: Any) -> None:
-        self._scope = LoadingScope()
+        self.scope = LoadingScope()
         #: True in a registry that anyblok_createdb or anyblok_updatedb made
         self.is_maintained = _running_command() in MAINTENANCE_COMMANDS
         super().__init__(db_name, *args, **kwargs)
@@ -343,7 +343,7 @@ class MultiEngines(RegistryBase):
     def _watch_primary(self, engine: Engine) -> None:
         """Notice writes, a standby in its place, COMMITs without an answer"""
         if self.topology.replicas:
-            event.listen(engine, "before_cursor_execute", note_statement)
+            engines.tell_statements(engine, note_statement)
 
         if engine.dialect.driver in ("psycopg", "psycopg2"):
             engines.track(engine)
@@ -457,7 +457,7 @@ class MultiEngines(RegistryBase):
         engines that take reads; but what ``load()`` reads comes from the
         primary.
         """
-        if self._scope.depth:
+        if self.scope.depth:
             return self.rw_engine
 
         return self._engine
@@ -627,6 +627,19 @@ class MultiEngines(RegistryBase):
 
         return True
 
+    @property
+    def reads_by_age(self) -> bool:
+        """Return True where the time decides where a session reads
+
+        And not only what it knows.
+        """
+        freshness = self.freshness
+        return (
+            not freshness.has_positions
+            or freshness.options.max_staleness is not None
+            or bool(self._staleness_limits)
+        )
+
     def max_staleness_of(self, statement: Any) -> float | None:
         """Return how many seconds behind a replica may be for a statement
 
@@ -710,7 +723,7 @@ class MultiEngines(RegistryBase):
         For what creates, migrates, upgrades or reloads the registry. It
         nests.
         """
-        scope = self._scope
+        scope = self.scope
         if not scope.depth and self.Session and self.Session.registry.has():
             self.Session().forget_replica_reads()
 
@@ -723,7 +736,7 @@ class MultiEngines(RegistryBase):
     @property
     def is_loading(self) -> bool:
         """Return True in the thread that is loading or changing the registry"""
-        return bool(self._scope.depth) and not self.unittest
+        return bool(self.scope.depth) and not self.unittest
 
     @property
     def session_connection(self) -> Connection | None:
@@ -731,8 +744,8 @@ class MultiEngines(RegistryBase):
 
         Whoever sets it gets this thread's statements on it until it is None.
         """
-        if self._scope.connection is not None:
-            return self._scope.connection
+        if self.scope.connection is not None:
+            return self.scope.connection
 
         if not (self.is_loading and self.Session) or self.topology.read_only:
             return None
@@ -744,12 +757,12 @@ class MultiEngines(RegistryBase):
 
     @session_connection.setter
     def session_connection(self, connection: Connection | None) -> None:
-        self._scope.connection = connection
+        self.scope.connection = connection
 
     @property
     def given_session_connection(self) -> Connection | None:
         """Return the session connection that a caller has set, or None"""
-        return self._scope.connection
+        return self.scope.connection
 
     def assemble_entries(self) -> None:
         """Assemble the models; some of their methods ask the primary alone"""
@@ -944,7 +957,7 @@ class MultiEngines(RegistryBase):
         :param states: of the bloks
         :exception: ServerUnavailableError
         """
-        scope = self._scope
+        scope = self.scope
         before, scope.reading_bloks = scope.reading_bloks, True
         try:
             with self.loading():
@@ -976,7 +989,7 @@ class MultiEngines(RegistryBase):
         try:
             return super().execute(*args, **kwargs)
         except OperationalError as error:
-            if self._scope.reading_bloks and self.topology.replicas:
+            if self.scope.reading_bloks and self.topology.replicas:
                 raise ServerUnavailableError(
                     "The installed bloks can't be read, and the registry "
                     f"isn't loaded without them: {summary_of(error)}"

@@ -22,6 +22,7 @@ from inspect import (
 )
 from logging import getLogger
 from time import monotonic, sleep
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import ref
 
@@ -36,6 +37,11 @@ from sqlalchemy.orm import (
     SessionTransactionOrigin,
 )
 from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.sql.elements import (
+    ReleaseSavepointClause,
+    RollbackToSavepointClause,
+    SavepointClause,
+)
 
 from . import provenance, write_guard
 from .consistency import ConsistencyToken, freshest
@@ -67,7 +73,7 @@ from .routing.decision import (
 from .routing.intent import OPTION, REPLICA, Intent, Wish
 from .routing.statements import shape_of
 from .routing.transaction import NOWHERE, Placement
-from .unit_of_work import UnitOfWork
+from .unit_of_work import Settled, UnitOfWork
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -99,7 +105,7 @@ FAILS_HERE = frozenset(
 )
 
 # For want of a replica that is fresh enough.
-FALLBACKS = frozenset([Reason.NO_FRESH_REPLICA, Reason.REPLICA_BEHIND])
+FALLBACKS = (Reason.NO_FRESH_REPLICA, Reason.REPLICA_BEHIND)
 
 # For a person.
 WHY_NO_REPLICA = {
@@ -115,7 +121,7 @@ WHY_NO_REPLICA = {
 NOT_FOR_PRIMARY = WANT_OF_REPLICA | {Reason.PRIMARY_TAKES_READS}
 
 # What counts as a unit of work on its server, of a session's few.
-DRAWN = frozenset([Reason.PRIMARY_TAKES_READS, Reason.USABLE_REPLICA])
+DRAWN = (Reason.PRIMARY_TAKES_READS, Reason.USABLE_REPLICA)
 
 # Seconds that a read waits at least for a server, while the primary isn't there
 # and no replica will do; and between two looks.
@@ -123,10 +129,21 @@ PATIENCE = 2.0
 PAUSE = 0.05
 
 # What says nothing of what a unit of work does.
-SAVEPOINTS = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
+SAVEPOINTS = (
+    SavepointClause,
+    ReleaseSavepointClause,
+    RollbackToSavepointClause,
+)
+
+# Of an execution that has none.
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 # The execution option that says which schemas are meant.
 TRANSLATION = "schema_translate_map"
+
+
+class ReplicaBehind(Exception):
+    """The replica that was to read isn't fresh enough; it is decided anew"""
 
 
 class Call:
@@ -138,34 +155,22 @@ class Call:
     :param wanted: the server that the statement names, or None
     """
 
-    __slots__ = (
-        "behind",
-        "clause",
-        "decision",
-        "floor",
-        "floor_at_start",
-        "from_replica",
-        "has_floor",
-        "server",
-        "until",
-        "wanted",
-    )
+    #: the servers that have been found not to be fresh enough
+    behind: frozenset[str] = frozenset()
+    #: the position that its server must have reached, as far as known
+    floor: ConsistencyToken | None = None
+    #: and as it was when its unit of work began, once that is known
+    floor_at_start: ConsistencyToken | None = None
+    has_floor = False
+    #: seconds of time.monotonic(): it waits for a replica till then
+    until: float | None = None
+    clause: Any = None
+    server: str | None = None
+    from_replica = False
+    decision: Decision | None = None
 
     def __init__(self, wanted: str | None) -> None:
         self.wanted = wanted
-        #: the servers that have been found not to be fresh enough
-        self.behind: set[str] = set()
-        #: the position that its server must have reached, as far as known
-        self.floor: ConsistencyToken | None = None
-        #: and as it was when its unit of work began, once that is known
-        self.floor_at_start: ConsistencyToken | None = None
-        self.has_floor = False
-        #: seconds of time.monotonic(): it waits for a replica till then
-        self.until: float | None = None
-        self.clause: Any = None
-        self.server: str | None = None
-        self.from_replica = False
-        self.decision: Decision | None = None
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -253,6 +258,10 @@ class MixinSession(SessionBase):
     # its thread alone; another root transaction starts from nothing.
     _unit = NO_UNIT
 
+    # The call whose replica will be asked, once it is connected to, whether
+    # it is fresh enough.
+    _unchecked: Call | None = None
+
     # What the blocks of code around want, the innermost last. No end of a
     # unit of work ends a block.
     _wishes: tuple[tuple[object, Wish], ...] = ()
@@ -299,6 +308,11 @@ class MixinSession(SessionBase):
         """
         registry = self.anyblok
         call: Call = kwargs.pop(provenance.CALL, NO_CALL)
+        if bind is None:
+            settled = self._settled(clause, call)
+            if settled is not None:
+                return settled
+
         if bind is None and self.bind is None:
             bound = registry.bind
         else:
@@ -316,6 +330,7 @@ class MixinSession(SessionBase):
             # As without us.
             return bound  # type: ignore[no-any-return]
 
+        self._unit.settled = self._unchecked = None
         decision = self._decided(clause, call)
         logger.debug("%s", decision)
         if decision.server_name is None:
@@ -330,6 +345,83 @@ class MixinSession(SessionBase):
 
         return registry.engine_of(decision.server_name)  # type: ignore[no-any-return]
 
+    def _settled(self, clause: Any, call: Call) -> Engine | None:
+        """Return the server of a unit of work that nothing has changed for
+
+        What :func:`decide` would say, in a fraction of the time.
+        """
+        unit = self._unit
+        settled = unit.settled
+        if (
+            settled is None
+            or unit.placement is not settled.placement
+            or unit.root is not self._transaction
+            or self._flushing
+            or self._wishes
+            or call.wanted is not None
+        ):
+            return None
+
+        registry = self.anyblok
+        reader, scope = registry.reader(), registry.scope
+        if scope.depth or scope.connection is not None or reader.wants_primary:
+            return None
+
+        if settled.knows is None:
+            if _wanted_by(clause, call) is not None:
+                return None
+        elif (
+            reader.knows is not settled.knows
+            or registry.monitor.snapshot is not settled.snapshot
+            or not registry.statements.is_known_read(clause)
+        ):
+            return None
+
+        logger.debug("%s", settled.decision)
+        if call is not NO_CALL:
+            call.clause = clause
+            self._note_decided(call, settled.decision)
+
+        return settled.engine
+
+    def _settle(self, unit: UnitOfWork) -> None:
+        """Note where the next statements of a unit of work go
+
+        On a replica, the plain reads.
+
+        :param unit: that a server has just served
+        """
+        registry, placement = self.anyblok, unit.placement
+        if (
+            self._wishes
+            or self.bind not in (None, registry.bind)
+            or registry.unittest_transaction is not None
+            or self._is_pinned()
+        ):
+            return
+
+        if placement.on_primary:
+            decision = Decision(PRIMARY, Reason.ALREADY_ON_PRIMARY)
+            engine = registry.engine_of(PRIMARY)
+            unit.settled = Settled(decision, engine, placement)
+            return
+
+        name, knows = placement.replica, registry.reader().knows
+        is_promised_nothing = knows.floor is None and not knows.seen
+        if (
+            name is not None
+            and not registry.reads_by_age
+            and name in registry.usable_readers()
+            and (is_promised_nothing or self._is_checked(name, unit))
+        ):
+            unit.settled = Settled(
+                Decision(name, Reason.ALREADY_ON_REPLICA),
+                registry.engine_of(name),
+                placement,
+                knows,
+                registry.monitor.snapshot,
+            )
+
     def decision_for(self, clause: Any, call: Call = NO_CALL) -> Decision:
         """Return where a statement would go now, without effect
 
@@ -339,10 +431,24 @@ class MixinSession(SessionBase):
         :exception: UnknownServerError
         """
         registry = self.anyblok
-        topology = registry.topology
+        topology, freshness = registry.topology, registry.freshness
+        classify = partial(registry.statements.need_of, clause)
+        if self._flushing:
+            # Nothing else has a say.
+            return decide(
+                Situation(
+                    classify,
+                    has_primary=not topology.read_only,
+                    has_replicas=bool(topology.replicas),
+                    loading=registry.is_loading,
+                    unittest=registry.unittest_transaction is not None,
+                    flushing=True,
+                )
+            )
+
         reader = registry.reader()
-        freshness = registry.freshness
-        placement = self.placement()
+        unit = self._current() or NO_UNIT
+        placement = unit.placement
         usable = registry.usable_readers()
         if placement.lost:
             left = tuple(x for x in usable if x not in placement.lost)
@@ -351,12 +457,12 @@ class MixinSession(SessionBase):
 
         return decide(
             Situation(
-                classify=partial(registry.statements.need_of, clause),
+                classify,
                 usable=usable,
                 behind=call.behind,
                 **self._known_freshness(usable, reader, call),
                 last=freshness.stays_on(reader),
-                stays=registry.has_snapshots or self._has_fallen_back(),
+                stays=registry.has_snapshots or unit.fell_back,
                 compares=freshness.compares and not registry.has_snapshots,
                 wrote_lately=freshness.must_ask_primary(reader),
                 has_primary=not topology.read_only,
@@ -364,9 +470,8 @@ class MixinSession(SessionBase):
                 has_replicas=bool(topology.replicas),
                 loading=registry.is_loading,
                 unittest=registry.unittest_transaction is not None,
-                flushing=self._flushing,
                 wanted=self._known(_wanted_by(clause, call)),
-                intent=self.intent,
+                intent=self._intent_of(reader),
                 pinned=self._is_pinned(),
                 placement=placement,
                 # A mere question takes nobody's turn.
@@ -408,13 +513,13 @@ class MixinSession(SessionBase):
     @property
     def intent(self) -> Intent | None:
         """Return where the innermost block of code, or the request, wants"""
+        return self._intent_of(self.anyblok.reader())
+
+    def _intent_of(self, reader: Reader) -> Intent | None:
         if self._wishes:
             return self._wishes[-1][1].intent
 
-        if self.anyblok.reader().wants_primary:
-            return Intent.PRIMARY
-
-        return None
+        return Intent.PRIMARY if reader.wants_primary else None
 
     @contextmanager
     def wanting(self, wish: Wish) -> Iterator[None]:
@@ -452,7 +557,7 @@ class MixinSession(SessionBase):
             ):
                 return decision
 
-            call.behind.add(name)
+            call.behind |= {name}
 
     def _known_freshness(
         self, usable: Iterable[str], reader: Reader, call: Call
@@ -486,32 +591,73 @@ class MixinSession(SessionBase):
         call.clause, call.decision = clause, decision
         try:
             floor = call.floor = self._floor(name, reader, call, limit)
-            if floor is None and not reader.knows.seen:
-                # A reader that has seen nothing, and is promised nothing.
-                return True
+        except Behind as error:
+            return self._note_unknown(name, call, error)
 
-            call.server, call.from_replica = name, True
-            connection = super().connection(
-                bind_arguments={"bind": registry.engine_of(name)}
-            )
+        if floor is None and not reader.knows.seen:
+            # A reader that has seen nothing, and is promised nothing.
+            return True
+
+        call.server, call.from_replica = name, True
+        connection = self._connections_of_replicas().get(name)
+        if connection is None:
+            # Asked as soon as there is one.
+            self._unchecked = call
+            return True
+
+        return self._has_reached(name, connection, call)
+
+    def _has_reached(
+        self, name: str, connection: Connection, call: Call
+    ) -> bool:
+        """Ask a replica whether it has what the caller must see
+
+        :param connection: to it, that will read
+        """
+        registry = self.anyblok
+        freshness, reader = registry.freshness, registry.reader()
+        unit = self._current()
+        try:
             is_fresh: bool = freshness.is_fresh(
                 connection,
                 reader,
-                floor,
+                call.floor,
                 call.until,
                 None if unit is None else unit.checked_floor,
             )
         except Behind as error:
-            logger.debug("No replica is known to be fresh enough: %s", error)
-            call.behind.update(x.name for x in registry.topology.replicas)
-            call.floor = None
-            is_fresh = False
+            return self._note_unknown(name, call, error)
 
         if not is_fresh:
             freshness.note_behind(name)
 
         self._note_checked(reader, call, is_fresh)
         return is_fresh
+
+    def _note_unknown(self, name: str, call: Call, error: Behind) -> bool:
+        """Note that nobody can tell what a replica must have"""
+        logger.debug("No replica is known to be fresh enough: %s", error)
+        registry = self.anyblok
+        call.behind = frozenset(x.name for x in registry.topology.replicas)
+        call.floor = None
+        registry.freshness.note_behind(name)
+        self._note_checked(registry.reader(), call, is_fresh=False)
+        return False
+
+    def check_begun(self, name: str, connection: Connection) -> None:
+        """Ask a replica that a session begins to read from, where it must
+
+        :param name: of the replica
+        :param connection: to it
+        :exception: ReplicaBehind
+        """
+        call, self._unchecked = self._unchecked, None
+        if call is None or call.server != name:
+            return
+
+        if not self._has_reached(name, connection, call):
+            call.behind |= {name}
+            raise ReplicaBehind
 
     def _floor(
         self, name: str, reader: Reader, call: Call, limit: float | None
@@ -520,16 +666,23 @@ class MixinSession(SessionBase):
 
         :exception: Behind, where the primary must be asked and isn't there
         """
-        freshness = self.anyblok.freshness
-        unit, left = self._current(), self.placement().lost
-        usable = [x for x in self.anyblok.usable_readers() if x not in left]
+        freshness, unit = self.anyblok.freshness, self._current()
+        left = NOWHERE.lost if unit is None else unit.placement.lost
+        usable = self.anyblok.usable_readers()
+        if left:
+            usable = [x for x in usable if x not in left]
+
         if unit is not None and unit.has_floor:
             call.floor_at_start = unit.floor
         elif not call.has_floor:
             call.floor_at_start = freshness.floor_at_start(reader, usable)
             call.has_floor = True
 
-        if self.placement().on_primary and self._keeps_reader():
+        if (
+            unit is not None
+            and unit.placement.on_primary
+            and self._keeps_reader()
+        ):
             reader.note_read(Seen(PRIMARY, None, monotonic()))
 
         freshness.cover(
@@ -556,10 +709,6 @@ class MixinSession(SessionBase):
             and all(wish.token is None for _, wish in self._wishes)
         )
 
-    def _has_fallen_back(self) -> bool:
-        unit = self._current()
-        return unit is not None and unit.fell_back
-
     def _may_wait(self, call: Call) -> bool:
         """Return True where a statement waits for a replica, the nearest one
 
@@ -579,7 +728,7 @@ class MixinSession(SessionBase):
             return False
 
         call.until = monotonic() + wait
-        call.behind.discard(nearest)
+        call.behind -= {nearest}
         return True
 
     def _note_checked(self, reader: Reader, call: Call, is_fresh: bool) -> None:
@@ -717,7 +866,15 @@ class MixinSession(SessionBase):
         """Return a connection; see SQLAlchemy's ``Session.connection``"""
         call = Call(None)
         arguments = {**(bind_arguments or {}), provenance.CALL: call}
-        connection = super().connection(arguments, *args, **kwargs)
+        while True:
+            try:
+                connection = super().connection(arguments, *args, **kwargs)
+            except ReplicaBehind:
+                # The call knows who is.
+                continue
+
+            break
+
         name = call.server
         if name is not None and name in self._connections_of_replicas():
             self._note_seen(name)
@@ -860,7 +1017,7 @@ class MixinSession(SessionBase):
         if call.from_replica:
             return
 
-        self._is_reading = self._is_proven(call)
+        self._is_reading = self.placement().wrote or self._is_proven(call)
         slots = self.anyblok.slots
         if slots is not None and decision.reason in WANT_OF_REPLICA:
             self._take_slot(slots)
@@ -878,20 +1035,17 @@ class MixinSession(SessionBase):
         kwargs: dict[str, Any],
     ) -> Any:
         """Run a statement, again where its replica couldn't do it"""
-        options = kwargs.get("execution_options") or {}
+        options = kwargs.get("execution_options") or NO_OPTIONS
         given: Mapping[str, Any] = kwargs.pop("bind_arguments", None) or {}
         statement = _with_translation(statement, options)
-        load = options.get("_sa_orm_load_options")
-        refreshes = getattr(load, "_refresh_state", None) is not None
-        wanted: str | None = options.get(OPTION)
         if self.dispatch.do_orm_execute:
             kwargs.setdefault("_add_event", _note_clause)
 
         # A replica that fails is left: no more than each of them, once.
         left = len(self.anyblok.topology.replicas)
         until: float | None = None
+        call = Call(options.get(OPTION))
         while True:
-            call = Call(wanted)
             # SQLAlchemy forgets the clause of an ORM union.
             arguments = {
                 "clause": statement,
@@ -902,39 +1056,48 @@ class MixinSession(SessionBase):
                 result = run(
                     statement, *args, bind_arguments=arguments, **kwargs
                 )
+            except ReplicaBehind:
+                # The call knows who is.
+                continue
             except PoolTimeout:
                 # All its connections may wait for a server that hangs.
                 left -= 1
                 down = self.anyblok.monitor.snapshot.down
                 if left < 0 or call.server not in down:
                     raise
+
+                call = Call(call.wanted)
             except DBAPIError as error:
                 until = until or monotonic() + PATIENCE
                 left -= call.from_replica
                 if left < 0 or not self._may_run_again(call, error, until):
-                    if self._has_lost_snapshot(call, error):
-                        raise SnapshotLostError(
-                            None, None, error.orig or error
-                        ) from error
-
+                    self._check_snapshot(call, error)
                     raise
+
+                call = Call(call.wanted)
             else:
                 self._note_done(call, options)
-                if not (refreshes and self._is_missing(call, result)):
+                if not (options and self._is_missing(call, options, result)):
                     return result
 
-                wanted = PRIMARY
+                call = Call(PRIMARY)
             finally:
                 self._is_reading = False
 
-    def _is_missing(self, call: Call, result: Any) -> bool:
+    def _is_missing(
+        self, call: Call, options: Mapping[str, Any], result: Any
+    ) -> bool:
         """Return True where a replica has not the row of a known instance
 
         It is behind another that has loaded the instance, or behind the
         primary: SQLAlchemy would say that the row has been deleted.
+
+        :param options: of the execution
         """
+        load = options.get("_sa_orm_load_options")
         return (
-            call.from_replica
+            getattr(load, "_refresh_state", None) is not None
+            and call.from_replica
             and _wanted_by(call.clause, call) is None
             and call.decision is not None
             and self.intent is not Intent.REPLICAS
@@ -944,10 +1107,15 @@ class MixinSession(SessionBase):
 
     def _note_done(self, call: Call, options: Mapping[str, Any]) -> None:
         """Note what a statement that has been executed means for the next"""
-        if call.from_replica and call.server is not None:
+        if options and call.from_replica and call.server is not None:
             provenance.note_lazy_load(self, call.server, options)
 
-        decision = call.decision
+        decision, unit = call.decision, self._unit
+        settled = unit.settled
+        if settled is not None and settled.decision is decision:
+            self._note_done_as_before(call)
+            return
+
         if decision is None:
             # On the caller's own bind.
             if call.server is not None and call.server in (
@@ -961,16 +1129,26 @@ class MixinSession(SessionBase):
         if decision.reason in DRAWN and call.server is not None:
             self.anyblok.reader().note_unit(call.server)
 
+        current = self._current()
+        if current is None:
+            return
+
         if call.from_replica and call.server is not None:
             self._note_seen(call.server)
-            return
+        else:
+            unit.fell_back |= decision.reason in FALLBACKS
+            unit.changed_schema |= statements.change_schema(call.clause)
 
-        unit = self._current()
-        if unit is None:
-            return
+        self._settle(unit)
 
-        unit.fell_back |= decision.reason in FALLBACKS
-        unit.changed_schema |= statements.change_schema(call.clause)
+    def _note_done_as_before(self, call: Call) -> None:
+        """Note what the next statement of a settled unit of work means"""
+        unit = self._unit
+        if not call.from_replica:
+            statements = self.anyblok.statements
+            unit.changed_schema |= statements.change_schema(call.clause)
+        elif unit.seen is not None:
+            unit.seen.at = monotonic()
 
     def _place(self, change: Callable[[Placement], Placement]) -> None:
         """Change where this unit of work is placed"""
@@ -1082,14 +1260,18 @@ class MixinSession(SessionBase):
         self._place(lambda x: x.with_lost(name, served=served))
         return True
 
-    def _has_lost_snapshot(self, call: Call, error: DBAPIError) -> bool:
-        """Return True where what follows would be of another snapshot"""
+    def _check_snapshot(self, call: Call, error: DBAPIError) -> None:
+        """Tell where what follows would be of another snapshot
+
+        :exception: SnapshotLostError
+        """
         connection = self._connections_of_replicas().get(call.server or "")
-        return (
+        if (
             self.anyblok.has_snapshots
             and connection is not None
             and is_lost(connection, error)
-        )
+        ):
+            raise SnapshotLostError(None, None, error.orig or error) from error
 
     def _refused(self, name: str, statement: Any, error: DBAPIError) -> bool:
         """Send a statement that a standby refuses to the primary, for ever"""
@@ -1138,7 +1320,8 @@ def _record_placement(
     if session.anyblok.is_replica(name):
         unit.reads_on[name] = connection
         kept = before.replica in session.anyblok.usable_readers()
-        after = before if kept else before.with_replica(name)
+        unit.placement = before if kept else before.with_replica(name)
+        session.check_begun(name, connection)
     else:
         if unit.primary is not connection:
             unit.primary = connection
@@ -1147,12 +1330,9 @@ def _record_placement(
         before = unit.placement
         # AnyBlok marks what a One2Many has loaded as changed, and the flush of
         # the next query has nothing to send: that ends no reads from a replica.
-        after = before
         if not session._flushing:
-            after = before.with_primary()
+            unit.placement = before.with_primary()
             provenance.expire_replica_reads(session)
-
-    unit.placement = after
 
 
 def _watch_writes(session: MixinSession, unit: UnitOfWork) -> None:
@@ -1168,22 +1348,24 @@ def _watch_writes(session: MixinSession, unit: UnitOfWork) -> None:
         unit.placement = unit.placement.with_write()
 
 
-def note_statement(
-    connection: Connection, cursor: Any, statement: str, *_: Any
-) -> None:
+def note_statement(connection: Connection, statement: Any) -> None:
     """Note whatever is sent to the primary, but for a proven read, as a write
 
     Before it is sent: what becomes of it afterwards says nothing. A flush that
     sends nothing is none.
 
     :param connection: to the primary
-    :param cursor: of the driver
-    :param statement: as it is sent
+    :param statement: of SQLAlchemy; None for a text of the driver's
     """
-    if statement.startswith(SAVEPOINTS) and ";" not in statement:
+    if isinstance(statement, SAVEPOINTS):
         return
 
-    info: Mapping[str, Any] = connection.info
+    try:
+        info: Mapping[str, Any] = connection.info
+    except NotImplementedError:
+        # Of a dialect that sets itself up.
+        return
+
     unit, session = _unit_of(info), info.get(SESSION, _nothing)()
     if unit is None or session is None:
         return

@@ -7,17 +7,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .routing.transaction import NOWHERE, Placement
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import SessionTransaction
 
     from .consistency import ConsistencyToken
     from .fallback import Slot
-    from .reader import Seen
+    from .health.model import Snapshot
+    from .reader import Knowledge, Seen
+    from .routing.decision import Decision
+
+
+class Settled(NamedTuple):
+    """A decision, and what it was made from
+
+    It holds while all of that is the same: values that are replaced when
+    anything changes.
+
+    :param decision: that the unit of work stays where it is
+    :param engine: of its server
+    :param placement: where the unit of work has been placed
+    :param knows: of its reader; None: on the primary, where it has no say
+    :param snapshot: of the servers; None: the same
+    """
+
+    decision: Decision
+    engine: Engine
+    placement: Placement
+    knows: Knowledge | None = None
+    snapshot: Snapshot | None = None
 
 
 class UnitOfWork:
@@ -42,6 +64,7 @@ class UnitOfWork:
         "root",
         "seen",
         "served",
+        "settled",
         "slot",
     )
 
@@ -57,6 +80,8 @@ class UnitOfWork:
         self.reads_on: dict[str, Connection] = {}
         #: True where a replica has given it rows
         self.served = False
+        #: where its next plain reads go, as long as nothing changes
+        self.settled: Settled | None = None
         #: True where it may have changed the schema
         self.changed_schema = False
         #: what it must see, as it was when it began, once that is known

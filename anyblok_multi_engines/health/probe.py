@@ -50,13 +50,12 @@ NO_POSITIONS = frozenset(["42883", "42501", "0A000", "42601", "42704", "42703"])
 # it. pg_walfile_name()
 # knows the timeline of the insertion; pg_control_checkpoint() lags.
 PRIMARY_POSITION = """
-SELECT at.lsn, file.file_name, file.file_offset,
+SELECT at.lsn, (pg_catalog.pg_walfile_name_offset(at.lsn)).*,
        pg_catalog.current_setting('wal_block_size'),
-       (SELECT system_identifier FROM pg_catalog.pg_control_system()),
+       (pg_catalog.pg_control_system()).system_identifier,
        CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off'
            THEN NULL ELSE pg_catalog.pg_current_wal_flush_lsn() END
-FROM (SELECT pg_catalog.pg_current_wal_insert_lsn() AS lsn) AS at,
-     pg_catalog.pg_walfile_name_offset(at.lsn) AS file
+FROM (SELECT pg_catalog.pg_current_wal_insert_lsn() AS lsn) AS at
 """
 
 # Of a replica. pg_last_wal_replay_lsn() stays what it was on one that has been

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from typing import NamedTuple
 
 from .intent import REPLICA, Intent
 from .need import NO_STATEMENT, Kind, Need
@@ -59,8 +59,7 @@ WANT_OF_REPLICA = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """Where a statement goes, and why
 
     :param server_name: ``primary``, ``replica1``..., ``unittest``; None: there
@@ -78,7 +77,7 @@ class Decision:
         return f"{self.server_name} ({self.reason}{because})"
 
 
-@dataclass
+@dataclass(slots=True)
 class Situation:
     """All that a decision may know: values
 
@@ -133,15 +132,22 @@ class Situation:
     choose: Callable[[Sequence[str]], str] = field(
         default=lambda names: names[0]
     )
+    _need: Need | None = None
 
-    @cached_property
+    @property
     def need(self) -> Need:
         """Return what the statement needs, worked out when first asked"""
-        return self.classify()
+        if self._need is None:
+            self._need = self.classify()
 
-    @cached_property
-    def candidates(self) -> tuple[str, ...]:
+        return self._need
+
+    @property
+    def candidates(self) -> Sequence[str]:
         """Return the usable servers that may be fresh enough"""
+        if not self.behind:
+            return self.usable
+
         return tuple(name for name in self.usable if name not in self.behind)
 
     @property

@@ -142,6 +142,25 @@ class Statements:
 
         return need
 
+    def is_known_read(self, clause: Any) -> bool:
+        """Return True for a shape that is known to be a plain read
+
+        In a fraction of the time of :meth:`need_of`, which must be asked
+        otherwise; so it must of a statement with options of its own.
+
+        :param clause: what ``Session.get_bind`` received
+        """
+        try:
+            if clause._execution_options:
+                return False
+
+            key = clause._generate_cache_key()
+        except AttributeError:
+            return False
+
+        need = None if key is None else self._generation.needs.get(key.key)
+        return need is not None and need.kind is Kind.READ
+
     def change_schema(self, clause: Any) -> bool:
         """Return True where a statement may change what the catalogue says
 

@@ -7,11 +7,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """Where a unit of work has been placed so far
 
     :param replica: the one replica that it reads from; None: none yet
@@ -27,26 +26,26 @@ class Placement:
 
     def without_primary(self) -> Placement:
         """Return the placement after the primary has refused a connection"""
-        return replace(self, on_primary=False)
+        return self._replace(on_primary=False)
 
     def with_primary(self) -> Placement:
         """Return the placement after a statement on the primary"""
-        return self if self.on_primary else replace(self, on_primary=True)
+        return self if self.on_primary else self._replace(on_primary=True)
 
     def with_write(self) -> Placement:
         """Return the placement after a statement that may have written"""
-        return replace(self, on_primary=True, wrote=True)
+        return self._replace(on_primary=True, wrote=True)
 
     def with_replica(self, name: str) -> Placement:
         """Return the placement after a read from a replica
 
         :param name: of the replica
         """
-        return replace(self, replica=name)
+        return self._replace(replica=name)
 
     def without_replica(self) -> Placement:
         """Return the placement without a replica that hasn't served"""
-        return replace(self, replica=None)
+        return self._replace(replica=None)
 
     def with_lost(self, name: str, served: bool) -> Placement:
         """Return the placement after a replica's connection is lost
@@ -55,7 +54,7 @@ class Placement:
         :param served: True where it has given rows to this unit of work
         """
         kept = self.replica if served else None
-        return replace(self, replica=kept, lost=self.lost | {name})
+        return self._replace(replica=kept, lost=self.lost | {name})
 
 
 NOWHERE = Placement()

@@ -142,8 +142,8 @@ class TestError:
     ("values", "message"),
     [
         ({"db_ro_fallback": "nowhere"}, "write one of primary, error"),
-        ({"db_ro_fallback_limit": "x"}, "'x'; write a number, 1 or more"),
-        ({"db_ro_fallback_limit": 0}, "'0'; write a number, 1 or more"),
+        ({"db_ro_fallback_limit": "x"}, "'x'; write a whole number, 1 or more"),
+        ({"db_ro_fallback_limit": 0}, "'0'; write a whole number, 1 or more"),
         (
             {"db_ro_fallback_limit": 2, "db_ro_fallback": "error"},
             "leaves nothing to limit",

@@ -421,6 +421,7 @@ class TestLostConnection:
             replica.kill_backends(servers.database)
             replica.wait_for_connections()
 
+        make_ready(registry, *REPLICAS)
         names = set()
         for _ in range(20):
             names.add(servers.served_by(registry))
