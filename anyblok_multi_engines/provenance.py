@@ -454,7 +454,7 @@ def _note_flag(state: State, initiator: Any) -> None:
     SQLAlchemy forgets its value then.
     """
     read = read_of(state)
-    if read is None or initiator.key in read.values:
+    if read is None:
         return
 
     value = said_of(state, initiator.key)
@@ -476,11 +476,6 @@ def _all_said(state: State, read: Read | Kept) -> dict[str, Any]:
 
     if before:
         said.update({key: before[key] for key in columns.keys & before.keys()})
-        said = {
-            key: value
-            for key, value in said.items()
-            if not isinstance(value, LoaderCallableStatus)
-        }
 
     if read.values:
         said.update(read.values)

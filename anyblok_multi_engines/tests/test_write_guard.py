@@ -954,6 +954,24 @@ class TestExpiry:
         assert len(team.typed) == 1
         session.close()
 
+    def test_joined_relationship_of_what_the_primary_loaded_is_read_again(
+        self, registry, typed, on_primary
+    ):
+        Team = registry.Team
+        session = registry.Session.session_factory(expire_on_commit=False)
+        with session.wanting(Wish(Intent.PRIMARY)):
+            team = session.get(Team, 2)
+            session.commit()
+
+        joined = select(Team).options(joinedload(Team.typed))
+        session.scalars(joined.where(Team.id == 2)).unique().all()
+        assert "typed" in inspect(team).dict
+        assert team.typed == []
+        on_primary(text("update typed set team_id = 2"))
+        self.move(session)
+        assert len(team.typed) == 1
+        session.close()
+
     def test_load_that_is_the_move_leaves_no_hole(self, registry, typed):
         instance = typed.query().one()
         instance.expire("integer")
