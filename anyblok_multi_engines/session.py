@@ -344,7 +344,6 @@ class MixinSession(SessionBase):
         registry = self.anyblok
         self._unit.settled = self._unchecked = None
         decision = self._decided(clause, call)
-        logger.debug("%s", decision)
         self._tell(decision, clause, mapper, call)
         if decision.server_name is None:
             raise self._error_of(decision)
@@ -397,7 +396,7 @@ class MixinSession(SessionBase):
         logger.debug("%s", settled.decision)
         if call is not NO_CALL:
             if registry.listeners.dispatch.decision:
-                self._tell(settled.decision, clause, mapper, call)
+                self._tell_decision(settled.decision, clause, mapper, call)
 
             call.clause = clause
             self._note_decided(call, settled.decision)
@@ -445,23 +444,26 @@ class MixinSession(SessionBase):
     def _tell(
         self, decision: Decision, clause: Any, mapper: Any, call: Call
     ) -> None:
+        """Log a decision, and tell it to those who listen, once per call"""
+        logger.debug("%s", decision)
+        if self.anyblok.listeners.dispatch.decision:
+            if self._unchecked is call:
+                # It is told once the replica is found to be fresh enough.
+                call.mapper = mapper
+            else:
+                self._tell_decision(decision, clause, mapper, call)
+
+    def _tell_decision(
+        self, decision: Decision, clause: Any, mapper: Any, call: Call
+    ) -> None:
         """Tell a decision to those who listen, once per execution"""
-        listeners = self.anyblok.listeners.dispatch.decision
-        if not listeners:
-            return
-
-        if self._unchecked is call:
-            # It is one when the replica turns out to be fresh enough.
-            call.clause, call.mapper = clause, mapper
-            return
-
         if not self._is_news(call, mapper):
             return
 
         unit = self._begun()
         begins, unit.told = not unit.told, True
         tell(
-            listeners,
+            self.anyblok.listeners.dispatch.decision,
             DecisionMade(self.anyblok, self, clause, mapper, decision, begins),
         )
 
@@ -745,8 +747,8 @@ class MixinSession(SessionBase):
             call.behind |= {name}
             raise ReplicaBehind
 
-        if call.decision is not None:
-            self._tell(call.decision, call.clause, call.mapper, call)
+        if self.anyblok.listeners.dispatch.decision and call.decision:
+            self._tell_decision(call.decision, call.clause, call.mapper, call)
 
     def _floor(
         self, name: str, reader: Reader, call: Call, limit: float | None
