@@ -379,7 +379,7 @@ class MixinSession(SessionBase):
             return None
 
         registry = self.anyblok
-        reader, scope = registry.reader(), registry.scope
+        reader, scope = registry.freshness.reader(registry), registry.scope
         if scope.depth or scope.connection is not None or reader.wants_primary:
             return None
 
@@ -1154,8 +1154,10 @@ class MixinSession(SessionBase):
     ) -> Any:
         """Run a statement, again where its replica couldn't do it"""
         options = kwargs.get("execution_options") or NO_OPTIONS
-        given: Mapping[str, Any] = kwargs.pop("bind_arguments", None) or {}
+        # SQLAlchemy forgets the clause of an ORM union.
         statement = _with_translation(statement, options)
+        arguments = {"clause": statement}
+        arguments.update(kwargs.pop("bind_arguments", None) or ())
         if self.dispatch.do_orm_execute:
             kwargs.setdefault("_add_event", _note_clause)
 
@@ -1164,12 +1166,7 @@ class MixinSession(SessionBase):
         until: float | None = None
         call = Call(options.get(OPTION))
         while True:
-            # SQLAlchemy forgets the clause of an ORM union.
-            arguments = {
-                "clause": statement,
-                **given,
-                provenance.CALL: call,
-            }
+            arguments[provenance.CALL] = call
             try:
                 result = run(
                     statement, *args, bind_arguments=arguments, **kwargs
@@ -1238,7 +1235,11 @@ class MixinSession(SessionBase):
         decision, unit = call.decision, self._unit
         settled = unit.settled
         if settled is not None and settled.decision is decision:
-            self._note_done_as_before(call)
+            if not call.from_replica:
+                unit.changed_schema |= self._changes_schema(call.clause)
+            elif unit.seen is not None:
+                unit.seen.at = monotonic()
+
             return
 
         if decision is None:
@@ -1261,14 +1262,6 @@ class MixinSession(SessionBase):
         if self._current() is not None:
             unit.fell_back |= decision.reason in FALLBACKS
             unit.changed_schema |= self._changes_schema(call.clause)
-
-    def _note_done_as_before(self, call: Call) -> None:
-        """Note what the next statement of a settled unit of work means"""
-        unit = self._unit
-        if not call.from_replica:
-            unit.changed_schema |= self._changes_schema(call.clause)
-        elif unit.seen is not None:
-            unit.seen.at = monotonic()
 
     def _place(self, change: Callable[[Placement], Placement]) -> None:
         """Change where this unit of work is placed"""
