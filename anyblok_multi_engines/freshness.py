@@ -160,6 +160,17 @@ class Freshness:
 
         return knows.server
 
+    def units_left(self, reader: Reader) -> int:
+        """Return how many units of work a reader still does where it has read
+
+        :param reader: that has seen and noted all that it has read there
+        :rtype: 0 where each unit of work must see more than the one before
+        """
+        if self.options.consistency is not Consistency.SESSION:
+            return 0
+
+        return -reader.knows.units % UNITS_ON_ONE
+
     def must_ask_primary(self, reader: Reader) -> bool:
         """Return True while the primary alone will do for a reader
 

@@ -129,6 +129,15 @@ class Reader:
         with self._lock:
             self.knows = self.knows.with_unit(server, self.knows.seen)
 
+    def note_units(self, units: int) -> None:
+        """Note that further units of work have read from the same server
+
+        :param units: how many
+        """
+        with self._lock:
+            units += self.knows.units
+            self.knows = self.knows._replace(units=units)
+
     def note_read(self, seen: Seen, begins: bool = False) -> None:
         """Note that it has read from a server
 

@@ -74,7 +74,7 @@ from .routing.decision import (
 from .routing.intent import OPTION, REPLICA, Intent, Wish
 from .routing.statements import shape_of
 from .routing.transaction import NOWHERE, Placement
-from .unit_of_work import Settled, UnitOfWork
+from .unit_of_work import Settled, Stay, UnitOfWork
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -269,6 +269,9 @@ class MixinSession(SessionBase):
     # it is fresh enough.
     _unchecked: Call | None = None
 
+    # Where the next unit of work reads, if nothing changes till then.
+    _stay: Stay | None = None
+
     # What the blocks of code around want, the innermost last. No end of a
     # unit of work ends a block.
     _wishes: tuple[tuple[object, Wish], ...] = ()
@@ -337,7 +340,43 @@ class MixinSession(SessionBase):
             # As without us.
             return bound  # type: ignore[no-any-return]
 
+        stay = self._stay
+        if stay is not None and self._stays(stay, clause, call):
+            self._tell(stay.decision, clause, mapper, call)
+            return stay.settled.engine
+
         return self._engine_for(clause, mapper, call)  # type: ignore[no-any-return]
+
+    def _stays(self, stay: Stay, clause: Any, call: Call) -> bool:
+        """Return True where a unit of work begins as the one before
+
+        What :func:`decide` and the look at its replica would say.
+        """
+        registry, settled = self.anyblok, stay.settled
+        freshness, scope = registry.freshness, registry.scope
+        reader = freshness.reader(registry)
+        if (
+            self._unit is not NO_UNIT
+            or self._flushing
+            or self._wishes
+            or self._nested_transaction is not None
+            or call.wanted is not None
+            or scope.depth
+            or reader.wants_primary
+            or reader.knows is not settled.knows
+            or registry.monitor.snapshot is not settled.snapshot
+            or freshness.positions.timeline != stay.timeline
+            or not freshness.has_positions
+            or not registry.statements.is_known_read(clause)
+        ):
+            return False
+
+        if call is not NO_CALL:
+            call.clause = clause
+            self._note_decided(call, stay.decision)
+            self._unchecked = call
+
+        return True
 
     def _engine_for(self, clause: Any, mapper: Any, call: Call) -> Any:
         """Return where a statement goes that none of the above is said of"""
@@ -743,12 +782,82 @@ class MixinSession(SessionBase):
         if call is None or call.server != name:
             return
 
-        if not self._has_reached(name, connection, call):
+        stay = self._stay
+        if stay is not None and call.decision is stay.decision:
+            self._begin_again(stay, connection)
+        elif not self._has_reached(name, connection, call):
             call.behind |= {name}
             raise ReplicaBehind
 
         if self.anyblok.listeners.dispatch.decision and call.decision:
             self._tell_decision(call.decision, call.clause, call.mapper, call)
+
+    def _begin_again(self, stay: Stay, connection: Connection) -> None:
+        """Begin a unit of work where the one before has read
+
+        :exception: ReplicaBehind, where the connection leads elsewhere
+        """
+        freshness, seen = self.anyblok.freshness, stay.seen
+        link = freshness.link_of(connection)
+        if (
+            link is None
+            or link.instance is not seen.instance
+            or link.since > seen.at
+        ):
+            # Another server behind the name, or one that has restarted.
+            self._stay = None
+            raise ReplicaBehind
+
+        settled, unit = stay.settled, self._unit
+        stay.left -= 1
+        unit.settled, unit.placement = settled, settled.placement
+        unit.seen, unit.checked, unit.has_floor = seen, True, True
+        if settled.knows is not None:
+            unit.floor = unit.checked_floor = settled.knows.floor
+
+    def note_stay(self, unit: UnitOfWork) -> None:
+        """Note whether the next units of work begin as one that has ended
+
+        :param unit: that has ended
+        """
+        registry, settled, stay = self.anyblok, unit.settled, self._stay
+        freshness, reader = registry.freshness, registry.reader()
+        if stay is not None and settled is stay.settled:
+            if stay.left:
+                return
+
+            reader.note_units(stay.units)
+
+        self._stay = None
+        if unit.placement.on_primary or unit.placement.lost or self._wishes:
+            return
+
+        units, name = freshness.units_left(reader), unit.placement.replica
+        decision = Decision(name, Reason.ALREADY_ON_REPLICA)
+        seen = unit.seen
+        if (
+            units
+            and name is not None
+            and seen is not None
+            and seen.instance is not None
+            and not self.twophase
+            and self.bind in (None, registry.bind)
+            and not registry.is_maintained
+            and not registry.reads_by_age
+            and self._has_noted(decision, unit)
+        ):
+            self._stay = Stay(
+                Settled(
+                    decision,
+                    registry.engine_of(name),
+                    unit.placement,
+                    reader.knows,
+                    registry.monitor.snapshot,
+                ),
+                seen,
+                freshness.positions.timeline,
+                units,
+            )
 
     def _floor(
         self, name: str, reader: Reader, call: Call, limit: float | None
@@ -1233,8 +1342,12 @@ class MixinSession(SessionBase):
             provenance.note_lazy_load(self, call.server, options)
 
         decision, unit = call.decision, self._unit
-        settled = unit.settled
-        if settled is not None and settled.decision is decision:
+        settled, stay = unit.settled, self._stay
+        if settled is not None and (
+            settled.decision is decision
+            or (stay is not None and stay.decision is decision)
+        ):
+            unit.served = True
             if not call.from_replica:
                 unit.changed_schema |= self._changes_schema(call.clause)
             elif unit.seen is not None:
@@ -1636,6 +1749,8 @@ def _note_end(session: MixinSession, transaction: SessionTransaction) -> None:
 
     if unit.placement.on_primary and not unit.covered:
         session.anyblok.reader().note_read(Seen(PRIMARY, None, now))
+
+    session.note_stay(unit)
 
 
 def _idle_driver(connection: Connection | None) -> Any:
