@@ -68,7 +68,7 @@ LATELY = 0.02
 
 # Units of work that a reader does on one replica before it looks at another:
 # to prove that the other is no older costs a round trip.
-UNITS_ON_ONE = 4
+UNITS_ON_ONE = 8
 
 # With positions, strong asks the primary; without, it can't know of the commits
 # of other processes.
