@@ -221,6 +221,14 @@ def _end_without_error(
         # Of the pool's proxy, or the driver's own.
         driver = getattr(connection, "dbapi_connection", connection)
         try:
+            if (
+                autocommit
+                and driver.autocommit
+                and not is_in_transaction(driver)
+            ):
+                # Each statement stood alone.
+                return
+
             _roll_back(driver)
             if autocommit:
                 driver.autocommit = True

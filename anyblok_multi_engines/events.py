@@ -62,8 +62,8 @@ class DecisionMade(NamedTuple):
     """A statement is about to be executed, or has no server
 
     Once per execution, and per attempt of it; once per table of a flush. Not
-    told: statements whose caller gives the bind, and a registry without
-    replicas.
+    told: statements whose caller gives the bind, a registry without replicas,
+    and a replica that turns out not to be fresh enough, which executes nothing.
 
     :param registry: the session's
     :param session: that executes it

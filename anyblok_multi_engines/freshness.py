@@ -68,7 +68,7 @@ LATELY = 0.02
 
 # Units of work that a reader does on one replica before it looks at another:
 # to prove that the other is no older costs a round trip.
-UNITS_ON_ONE = 4
+UNITS_ON_ONE = 8
 
 # With positions, strong asks the primary; without, it can't know of the commits
 # of other processes.
@@ -160,6 +160,17 @@ class Freshness:
 
         return knows.server
 
+    def units_left(self, reader: Reader) -> int:
+        """Return how many units of work a reader still does where it has read
+
+        :param reader: that has seen and noted all that it has read there
+        :rtype: 0 where each unit of work must see more than the one before
+        """
+        if self.options.consistency is not Consistency.SESSION:
+            return 0
+
+        return -reader.knows.units % UNITS_ON_ONE
+
     def must_ask_primary(self, reader: Reader) -> bool:
         """Return True while the primary alone will do for a reader
 
@@ -172,9 +183,13 @@ class Freshness:
         until = max(until, self._lost_until)
         return bool(until) and time.monotonic() < until
 
+    def was_behind_lately(self) -> bool:
+        """Return True where a replica has been found behind a moment ago"""
+        return time.monotonic() - self._last_behind < LATELY
+
     def promising(
         self, names: Collection[str], floor: ConsistencyToken
-    ) -> tuple[Collection[str], str | None]:
+    ) -> tuple[list[str], str | None]:
         """Return which replicas may have a position, or the furthest one
 
         Without a question: a replica may, where it is known to, or where it
@@ -184,9 +199,6 @@ class Freshness:
         :param floor: the position
         """
         lately = time.monotonic() - LATELY
-        if self._last_behind < lately:
-            return names, None
-
         promising = []
         for name in names:
             if self._behind_at.get(name, 0.0) < lately:

@@ -5,43 +5,55 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """Which instances a replica has loaded, and what it said of them.
 
-It is noted in ``inspect(instance).info``, which an instance takes with it to
-another session, and through pickle. SQLAlchemy's own record of a change has
-not always the value before it: ``flag_modified()`` leaves none, and a JSON
-that is changed in place is the same object before and after.
+Nothing is copied when an instance is loaded: what a replica said is what the
+instance holds, or what SQLAlchemy keeps of a change as the value before it. A
+copy is made where these don't tell: ``flag_modified()`` leaves no value, a JSON
+that is changed in place is the same object before and after, and an instance
+that is expired holds nothing.
+
+It is noted in the instance's state, which goes with it to another session, and
+through pickle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum, auto
+from functools import cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Column, event, types
-from sqlalchemy.orm import Mapper, PassiveFlag, RelationshipDirection, Session
+from sqlalchemy.orm import (
+    LoaderCallableStatus,
+    Mapper,
+    PassiveFlag,
+    RelationshipDirection,
+    Session,
+)
 from sqlalchemy.orm.attributes import instance_state
 
 if TYPE_CHECKING:
     # Of an instance of any model.
-    from sqlalchemy.orm import InstanceState
+    from sqlalchemy.orm import ClassManager, InstanceState
 
     State = InstanceState[Any]
 
 #: The argument of ``get_bind`` that says where a statement went.
 CALL = "anyblok_call"
 
-# In the info of an instance's state, of a session and of a mapped class.
-_READ = "anyblok_multi_engines.read"
+# In an instance's state, in the info of a session and of a mapped class.
+_READ = "anyblok_multi_engines_read"
 _READS = "anyblok_multi_engines.reads"
 _COLUMNS = "anyblok_multi_engines.columns"
 
-# Their values can't be changed in place. Of the other types, each value is
-# looked at.
-_PLAIN_TYPES = frozenset(
+#: Types whose values can't be changed in place; others may be added. Of the
+#: rest, each value is looked at when it is loaded.
+PLAIN_TYPES: set[type] = set(
     [
         types.BigInteger,
         types.Boolean,
@@ -66,6 +78,9 @@ _IMMUTABLE = (
     *(Decimal, bytes, UUID, Enum),
 )
 
+NOTHING: Mapping[str, Any] = {}
+NO_VALUE = LoaderCallableStatus.NO_VALUE
+
 # What a backref has added to a collection that isn't loaded is a change.
 _WITHOUT_LOAD = (
     PassiveFlag.PASSIVE_NO_INITIALIZE | PassiveFlag.INCLUDE_PENDING_MUTATIONS
@@ -81,26 +96,48 @@ class Mark(Enum):
     ANYWHERE = auto()
 
 
-class Read:
+class Read(NamedTuple):
     """What a replica said of an instance
 
+    It is never changed: what one call of a replica has loaded shares one.
+
     :param server: the name of the replica
-    :param values: by attribute, those that changed in place as a copy
+    :param values: by attribute, where the instance's state doesn't tell
     """
 
-    __slots__ = ("server", "values")
+    server: str
+    values: Mapping[str, Any] = NOTHING
 
-    def __init__(self, server: str, values: dict[str, Any]) -> None:
-        self.server = server
-        self.values = values
+
+class Kept(NamedTuple):
+    """What a replica said of an instance that has been expired since
+
+    A :class:`Read` in its cheapest form: most are never asked.
+
+    :param held: the values of its columns, in their order
+    """
+
+    server: str
+    columns: tuple[str, ...]
+    held: tuple[Any, ...]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Return them by attribute"""
+        return dict(zip(self.columns, self.held, strict=True))
 
 
 class Columns(NamedTuple):
-    """The attributes of a mapper that are columns of its tables"""
+    """The attributes of a mapper that are columns of its tables
 
-    keys: tuple[str, ...]
+    :param values_of: returns their values, in their order, of a dictionary
+    """
+
+    keys: frozenset[str]
     primary: frozenset[str]
     mutable: tuple[str, ...]
+    order: tuple[str, ...]
+    values_of: Callable[[dict[str, Any]], tuple[Any, ...]]
 
 
 def listen(target: type) -> None:
@@ -112,36 +149,72 @@ def listen(target: type) -> None:
         ("load", _note_load),
         ("refresh", _note_refresh),
         ("expire", _note_expiry),
+        ("pickle", _note_pickle),
+        ("unpickle", _note_unpickle),
     ):
         event.listen(target, name, listener, propagate=True, raw=True)
 
+    event.listen(target, "mapper_configured", _listen_to_flags, propagate=True)
 
-def read_of(state: State) -> Read | None:
+
+def read_of(state: State) -> Read | Kept | None:
     """Return what a replica said of an instance; None: nothing that counts
+
+    Where it says nothing of an attribute, :func:`said_of` does.
 
     :param state: of the instance
     """
-    info: Mapping[str, Any] | None = state.__dict__.get("info")
-    return None if info is None else info.get(_READ)
+    read: Read | Kept | None = getattr(state, _READ, None)
+    return read
 
 
-def columns_of(mapper: Mapper[Any]) -> Columns:
-    """Return which attributes of a mapper are columns"""
-    columns: Columns | None = mapper.class_manager.info.get(_COLUMNS)
+def said_of(state: State, key: str) -> Any:
+    """Return what a replica said of an attribute; NO_VALUE: nothing is known
+
+    :param state: of the instance
+    :param key: of the attribute, a column's
+    """
+    read = read_of(state)
+    if read is None:
+        return NO_VALUE
+
+    if key in read.values:
+        return read.values[key]
+
+    if key in state.committed_state:
+        return state.committed_state[key]
+
+    value = state.dict.get(key, NO_VALUE)
+    if key in columns_of(state.manager).mutable and not isinstance(
+        value, _IMMUTABLE
+    ):
+        # It wasn't copied, and it may have been changed in place.
+        return NO_VALUE
+
+    return value
+
+
+def columns_of(manager: ClassManager[Any]) -> Columns:
+    """Return which attributes of a mapped class are columns"""
+    columns: Columns | None = manager.info.get(_COLUMNS)
     if columns is None:
         found = {
             prop.key: prop.columns[0]
-            for prop in mapper.column_attrs
+            for prop in manager.mapper.column_attrs
             if isinstance(prop.columns[0], Column)
         }
-        columns = mapper.class_manager.info[_COLUMNS] = Columns(
-            tuple(found),
+        # Of one key, itemgetter returns no tuple.
+        order = tuple(found) if len(found) > 1 else (*found, *found)
+        columns = manager.info[_COLUMNS] = Columns(
+            frozenset(found),
             frozenset(key for key, x in found.items() if x.primary_key),
             tuple(
                 key
                 for key, x in found.items()
-                if type(x.type) not in _PLAIN_TYPES
+                if type(x.type) not in PLAIN_TYPES
             ),
+            order,
+            itemgetter(*order),
         )
 
     return columns
@@ -183,26 +256,35 @@ def expire_replica_reads(session: Session) -> None:
     if not reads:
         return
 
-    if reads is Mark.ANYWHERE:
-        reads = session.identity_map.all_states()
-
+    states = (
+        session.identity_map.all_states()
+        if reads is Mark.ANYWHERE
+        else filter(session.identity_map.contains_state, reads)
+    )
     deleted = session.deleted
-    changed = [
-        state
-        for state in reads
-        if session.identity_map.contains_state(state)
-        and read_of(state) is not None
-        and (state.obj() in deleted or _expire_unchanged(session, state))
-    ]
+    changed = []
+    for state in states:
+        read = read_of(state)
+        if read is not None and (
+            (deleted and state.obj() in deleted)
+            or _expire_unchanged(session, state, read)
+        ):
+            changed.append(state)
+
     if changed:
         # They are expired when they are flushed: what is written then isn't
         # what the replica said.
         session.info[_READS] = changed
 
 
-def expect_replica_reads(session: Session) -> None:
-    """Let the next call of expire_replica_reads look at every instance"""
-    session.info[_READS] = Mark.ANYWHERE
+def expect_replica_reads(session: Session, states: Iterable[State]) -> None:
+    """Let the next call of expire_replica_reads look at instances, too
+
+    :param states: of what another session may have loaded
+    """
+    reads = session.info.get(_READS, ())
+    if reads is not Mark.ANYWHERE:
+        session.info[_READS] = [*reads, *states]
 
 
 def note_lazy_load(session: Session, server: str, options: Any) -> None:
@@ -216,9 +298,10 @@ def note_lazy_load(session: Session, server: str, options: Any) -> None:
     """
     load_options = options.get("_sa_orm_load_options")
     state = getattr(load_options, "_lazy_loaded_from", None)
-    if state is not None and read_of(state) is None:
-        state.info[_READ] = Read(server, _fresh(state))
+    if state is not None:
         session.info[_READS] = Mark.ANYWHERE
+        if read_of(state) is None:
+            _note(state, Read(server, _fresh(state)))
 
 
 def note_merge(
@@ -234,11 +317,12 @@ def note_merge(
     if read is None or source is merged:
         return
 
+    said = _all_said(source, read)
     known = read_of(merged)
     values = _fresh(merged) if known is None else known.values
-    keys = changed_keys(merged) if load else read.values.keys()
-    values.update((x, read.values[x]) for x in keys & read.values.keys())
-    merged.info[_READ] = Read(read.server, values)
+    keys = changed_keys(merged) if load else said.keys()
+    copied = {key: said[key] for key in keys & said.keys()}
+    _note(merged, Read(read.server, {**values, **copied}))
     session.info[_READS] = Mark.ANYWHERE
 
 
@@ -250,7 +334,8 @@ def note_compared(state: State, keys: Iterable[str]) -> None:
     """
     read = read_of(state)
     if read is not None:
-        read.values.update(dict.fromkeys(keys, Mark.FRESH))
+        fresh = dict.fromkeys(keys, Mark.FRESH)
+        _note(state, Read(read.server, {**read.values, **fresh}))
 
 
 def note_attached(session: Session, instance: Any) -> None:
@@ -262,13 +347,36 @@ def note_attached(session: Session, instance: Any) -> None:
         session.info[_READS] = Mark.ANYWHERE
 
 
+def _note(state: State, read: Read | Kept) -> None:
+    setattr(state, _READ, read)
+
+
+@cache
+def _as_loaded(server: str) -> Read:
+    """Return what a replica said of instances whose states tell it"""
+    return Read(server)
+
+
 def _note_load(state: State, context: Any) -> None:
-    """Note where an instance comes from that is new to its session"""
-    # A merge without load has no context.
-    if context is not None:
-        call = context.bind_arguments.get(CALL)
-        if call is not None and call.from_replica:
-            _note_read(state, context.session, call.server, None)
+    """Note where an instance comes from that is new to its session
+
+    Each instance that is loaded pays for it.
+    """
+    if context is None:
+        # A merge without load.
+        return
+
+    call = context.bind_arguments.get(CALL)
+    if call is None or not call.from_replica:
+        return
+
+    read = _as_loaded(call.server)
+    mutable = columns_of(state.manager).mutable
+    if mutable and _may_change(state.dict, mutable):
+        read = Read(call.server, _copies(state, mutable))
+
+    setattr(state, _READ, read)
+    context.session.info[_READS] = Mark.ANYWHERE
 
 
 def _note_refresh(state: State, context: Any, names: Any) -> None:
@@ -277,23 +385,38 @@ def _note_refresh(state: State, context: Any, names: Any) -> None:
     :param names: of the attributes; None: all of them
     """
     # Not of rows: a composite value, an evaluated bulk update.
-    arguments: Mapping[str, Any] = getattr(context, "bind_arguments", {})
+    arguments: Mapping[str, Any] = getattr(context, "bind_arguments", NOTHING)
     call = arguments.get(CALL)
     if call is None:
         return
 
-    if call.from_replica:
-        _note_read(state, context.session, call.server, names)
-        return
-
     read = read_of(state)
-    if read is None:
+    if names is None:
+        if call.from_replica:
+            _note_load(state, context)
+        elif read is not None:
+            delattr(state, _READ)
+
         return
 
-    if names is None:
-        del state.info[_READ]
-    else:
-        read.values.update(dict.fromkeys(names, Mark.FRESH))
+    if call.from_replica:
+        context.session.info[_READS] = Mark.ANYWHERE
+    elif read is None:
+        return
+
+    columns = columns_of(state.manager)
+    if read is not None and columns.keys.isdisjoint(names):
+        # A relationship, of each instance that a query finds again.
+        return
+
+    keys = state.dict.keys() & columns.keys.intersection(names)
+    if not call.from_replica:
+        note_compared(state, keys)
+        return
+
+    values = _fresh(state) if read is None else read.values
+    values = {key: x for key, x in values.items() if key not in keys}
+    _note(state, Read(call.server, {**values, **_copies(state, keys)}))
 
 
 def _note_expiry(state: State, names: Any) -> None:
@@ -303,38 +426,89 @@ def _note_expiry(state: State, names: Any) -> None:
         return
 
     if names is None:
-        del state.info[_READ]
-    else:
-        for name in names:
-            read.values.pop(name, None)
+        delattr(state, _READ)
+    elif read.values:
+        values = {key: x for key, x in read.values.items() if key not in names}
+        _note(state, Read(read.server, values))
 
 
-def _note_read(state: State, session: Session, server: str, names: Any) -> None:
-    columns = columns_of(state.manager.mapper)
-    loaded = state.dict
-    values = {key: loaded[key] for key in columns.keys if key in loaded}
+def _note_pickle(state: State, pickled: dict[str, Any]) -> None:
+    pickled[_READ] = read_of(state)
+
+
+def _note_unpickle(state: State, pickled: Mapping[str, Any]) -> None:
+    read = pickled.get(_READ)
+    if read is not None:
+        _note(state, read)
+
+
+def _listen_to_flags(mapper: Mapper[Any], class_: type) -> None:
+    manager = mapper.class_manager
+    for key in columns_of(manager).keys:
+        event.listen(manager[key], "modified", _note_flag, raw=True)
+
+
+def _note_flag(state: State, initiator: Any) -> None:
+    """Keep what a replica said of an attribute, before it is flagged
+
+    SQLAlchemy forgets its value then.
+    """
+    read = read_of(state)
+    if read is None:
+        return
+
+    value = said_of(state, initiator.key)
+    if not isinstance(value, LoaderCallableStatus):
+        _note(state, Read(read.server, {**read.values, initiator.key: value}))
+
+
+def _all_said(state: State, read: Read | Kept) -> dict[str, Any]:
+    """Return what a replica said of an instance, by attribute
+
+    What :func:`said_of` returns for each of its columns.
+    """
+    columns = columns_of(state.manager)
+    held, before = state.dict, state.committed_state
+    said = {key: held[key] for key in columns.keys if key in held}
     for key in columns.mutable:
-        value = values.get(key)
-        if not isinstance(value, _IMMUTABLE):
-            values[key] = _copy(value)
+        if not isinstance(held.get(key), _IMMUTABLE):
+            said.pop(key, None)
 
-    if names is not None:
-        read = read_of(state)
-        before = _fresh(state) if read is None else read.values
-        values = {
-            **before,
-            **{key: x for key, x in values.items() if key in names},
-        }
+    if before:
+        said.update({key: before[key] for key in columns.keys & before.keys()})
 
-    state.info[_READ] = Read(server, values)
-    session.info[_READS] = Mark.ANYWHERE
+    if read.values:
+        said.update(read.values)
+
+    return said
 
 
 def _fresh(state: State) -> dict[str, Any]:
     return dict.fromkeys(
-        state.dict.keys() & set(columns_of(state.manager.mapper).keys),
-        Mark.FRESH,
+        state.dict.keys() & columns_of(state.manager).keys, Mark.FRESH
     )
+
+
+def _may_change(held: Mapping[str, Any], keys: Iterable[str]) -> bool:
+    """Return True where a value may be changed in place"""
+    for key in keys:  # noqa: SIM110, each instance that is loaded pays for it
+        if not isinstance(held.get(key), _IMMUTABLE):
+            return True
+
+    return False
+
+
+def _copies(state: State, keys: Iterable[str]) -> dict[str, Any]:
+    """Return copies of those values that may be changed in place"""
+    held = state.dict
+    mutable = columns_of(state.manager).mutable
+    return {
+        key: _copy(held[key])
+        for key in keys
+        if key in mutable
+        and key in held
+        and not isinstance(held[key], _IMMUTABLE)
+    }
 
 
 def _copy(value: Any) -> Any:
@@ -346,38 +520,37 @@ def _copy(value: Any) -> Any:
         return value
 
 
-def _expire_unchanged(session: Session, state: State) -> bool:
+def _expire_unchanged(
+    session: Session, state: State, read: Read | Kept
+) -> bool:
     """Expire the attributes of an instance that nobody changed
 
     Without SQLAlchemy's cascade "refresh-expire", which would lose changes of
     other instances.
 
+    :param read: what a replica said
     :rtype: True where there are changes, and what the replica said stays
     """
     # An expired attribute may be the reason of the call.
     loading = bool(state.expired_attributes)
-    changed = changed_keys(state) if state.modified else set()
-    read = read_of(state)
-    kept = {} if read is None else dict(read.values)
-    changed |= _changed_in_place(state, kept)
-    if not changed and Mark.FRESH not in kept.values():
-        names = columns_of(state.manager.mapper).keys
+    kept = _kept(state, read)
+    changed: set[str] = set()
+    names: Collection[str] | None = None
+    if not isinstance(kept, Kept):
+        changed, names = _parted(state, read.values)
+
+    if names is None:
         state._expire(state.dict, session.identity_map._modified)
     else:
-        names = tuple(
-            name
-            for name in state.manager.keys() & state.dict.keys() - changed
-            if name not in columns_of(state.manager.mapper).primary
-            and kept.get(name) is not Mark.FRESH
-        )
         state._expire_attributes(state.dict, names)
 
-    if read is not None:
-        # The application may have an old value in its hands, and compute a
-        # new one from it: until the primary has said otherwise, it counts.
-        state.info[_READ] = Read(read.server, kept)
-
+    # The application may have an old value in its hands, and compute a new one
+    # from it: until the primary has said otherwise, it counts.
+    _note(state, kept)
     if loading:
+        if names is None:
+            names = columns_of(state.manager).keys
+
         state.callables = {
             **state.callables,
             **{
@@ -390,19 +563,54 @@ def _expire_unchanged(session: Session, state: State) -> bool:
     return bool(changed)
 
 
-def _changed_in_place(state: State, kept: Mapping[str, Any]) -> set[str]:
+def _parted(
+    state: State, values: Mapping[str, Any]
+) -> tuple[set[str], set[str] | None]:
+    """Return what is changed, and what is to be expired; None: all of it
+
+    :param values: what a replica said, where the state doesn't tell
+    """
+    changed = changed_keys(state) | _changed_in_place(state, values)
+    fresh = {key for key, value in values.items() if value is Mark.FRESH}
+    stay = changed | fresh
+    if not stay:
+        return changed, None
+
+    stay |= columns_of(state.manager).primary
+    return changed, state.manager.keys() & state.dict.keys() - stay
+
+
+def _kept(state: State, read: Read | Kept) -> Read | Kept:
+    """Return what a replica said of an instance, before it is expired"""
+    columns = columns_of(state.manager)
+    held = state.dict
+    if not (
+        read.values
+        or state.committed_state
+        or _may_change(held, columns.mutable)
+    ):
+        try:
+            return Kept(read.server, columns.order, columns.values_of(held))
+        except KeyError:
+            # Not all of its columns have been loaded.
+            pass
+
+    return Read(read.server, _all_said(state, read))
+
+
+def _changed_in_place(state: State, values: Mapping[str, Any]) -> set[str]:
     """Return the attributes whose values aren't what they were any more
 
     SQLAlchemy doesn't know it before ``flag_modified()``.
 
-    :param kept: what a replica said
+    :param values: what a replica said
     """
     return {
         key
-        for key in columns_of(state.manager.mapper).mutable
-        if kept.get(key, Mark.FRESH) is not Mark.FRESH
+        for key in columns_of(state.manager).mutable
+        if values.get(key, Mark.FRESH) is not Mark.FRESH
         and key in state.dict
-        and _differ(state.dict[key], kept[key])
+        and _differ(state.dict[key], values[key])
     }
 
 

@@ -61,6 +61,21 @@ class Knowledge(NamedTuple):
     server: str | None = None
     units: int = 0
 
+    def seen_with(self, seen: Seen) -> tuple[Seen, ...]:
+        """Return what it has read with something that it has read now"""
+        of = (seen.server, seen.instance)
+        others = [x for x in self.seen if (x.server, x.instance) != of]
+        return (*others, seen)
+
+    def with_unit(self, server: str, seen: tuple[Seen, ...]) -> Knowledge:
+        """Return the same after the begin of a unit of work
+
+        :param server: that it reads from
+        :param seen: what has been read then
+        """
+        units = self.units + 1 if self.server == server else 1
+        return self._replace(server=server, units=units, seen=seen)
+
     def without_instances(self) -> Knowledge:
         """Return the same for another process, which has asked nobody yet"""
         return self._replace(
@@ -112,25 +127,32 @@ class Reader:
         :param server: its name
         """
         with self._lock:
-            knows = self.knows
-            units = knows.units + 1 if knows.server == server else 1
-            self.knows = knows._replace(server=server, units=units)
+            self.knows = self.knows.with_unit(server, self.knows.seen)
 
-    def note_read(self, seen: Seen) -> None:
+    def note_units(self, units: int) -> None:
+        """Note that further units of work have read from the same server
+
+        :param units: how many
+        """
+        with self._lock:
+            units += self.knows.units
+            self.knows = self.knows._replace(units=units)
+
+    def note_read(self, seen: Seen, begins: bool = False) -> None:
         """Note that it has read from a server
 
         :param seen: the server, and when
+        :param begins: True for the first read of a unit of work
         """
         with self._lock:
-            self._add(seen)
+            if begins:
+                together = self.knows.seen_with(seen)
+                self.knows = self.knows.with_unit(seen.server, together)
+            else:
+                self._add(seen)
 
     def _add(self, seen: Seen) -> None:
-        others = [
-            x
-            for x in self.knows.seen
-            if (x.server, x.instance) != (seen.server, seen.instance)
-        ]
-        self.knows = self.knows._replace(seen=(*others, seen))
+        self.knows = self.knows._replace(seen=self.knows.seen_with(seen))
 
     def note_covered(
         self, seen: Sequence[Seen], position: ConsistencyToken | None

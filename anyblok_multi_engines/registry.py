@@ -19,6 +19,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from anyblok.column import (
+    DateTimeType,
+    StringType,
+    TextType,
+    TimeStampType,
+)
 from anyblok.environment import EnvironmentManager
 from anyblok.registry import Registry
 from sqlalchemy import Connection, Engine, event, text
@@ -108,6 +114,11 @@ ASIDE_METHODS = {
     "System.Parameter": ("get", "is_exist"),
 }
 
+
+# Values of AnyBlok's own types that can't be changed in place either.
+provenance.PLAIN_TYPES.update(
+    (DateTimeType, StringType, TextType, TimeStampType)
+)
 
 # What a model says of how many seconds behind the primary its rows may be.
 STALENESS_ATTRIBUTE = "db_ro_max_staleness"

@@ -74,7 +74,7 @@ from .routing.decision import (
 from .routing.intent import OPTION, REPLICA, Intent, Wish
 from .routing.statements import shape_of
 from .routing.transaction import NOWHERE, Placement
-from .unit_of_work import Settled, UnitOfWork
+from .unit_of_work import Settled, Stay, UnitOfWork
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -107,6 +107,9 @@ FAILS_HERE = frozenset(
 
 # For want of a replica that is fresh enough.
 FALLBACKS = (Reason.NO_FRESH_REPLICA, Reason.REPLICA_BEHIND)
+
+# Another statement of the unit of work goes there for the same reason.
+STAYING = (Reason.ALREADY_ON_REPLICA, Reason.ALREADY_ON_PRIMARY)
 
 # For a person.
 WHY_NO_REPLICA = {
@@ -169,6 +172,7 @@ class Call:
     server: str | None = None
     from_replica = False
     decision: Decision | None = None
+    mapper: Any = None
     #: True once those who listen know of it
     told = False
 
@@ -265,6 +269,9 @@ class MixinSession(SessionBase):
     # it is fresh enough.
     _unchecked: Call | None = None
 
+    # Where the next unit of work reads, if nothing changes till then.
+    _stay: Stay | None = None
+
     # What the blocks of code around want, the innermost last. No end of a
     # unit of work ends a block.
     _wishes: tuple[tuple[object, Wish], ...] = ()
@@ -333,6 +340,47 @@ class MixinSession(SessionBase):
             # As without us.
             return bound  # type: ignore[no-any-return]
 
+        stay = self._stay
+        if stay is not None and self._stays(stay, clause, call):
+            self._tell(stay.decision, clause, mapper, call)
+            return stay.settled.engine
+
+        return self._engine_for(clause, mapper, call)  # type: ignore[no-any-return]
+
+    def _stays(self, stay: Stay, clause: Any, call: Call) -> bool:
+        """Return True where a unit of work begins as the one before
+
+        What :func:`decide` and the look at its replica would say.
+        """
+        registry, settled = self.anyblok, stay.settled
+        freshness, scope = registry.freshness, registry.scope
+        reader = freshness.reader(registry)
+        if (
+            self._unit is not NO_UNIT
+            or self._flushing
+            or self._wishes
+            or self._nested_transaction is not None
+            or call.wanted is not None
+            or scope.depth
+            or reader.wants_primary
+            or reader.knows is not settled.knows
+            or registry.monitor.snapshot is not settled.snapshot
+            or freshness.positions.timeline != stay.timeline
+            or not freshness.has_positions
+            or not registry.statements.is_known_read(clause)
+        ):
+            return False
+
+        if call is not NO_CALL:
+            call.clause = clause
+            self._note_decided(call, stay.decision)
+            self._unchecked = call
+
+        return True
+
+    def _engine_for(self, clause: Any, mapper: Any, call: Call) -> Any:
+        """Return where a statement goes that none of the above is said of"""
+        registry = self.anyblok
         self._unit.settled = self._unchecked = None
         decision = self._decided(clause, call)
         self._tell(decision, clause, mapper, call)
@@ -340,13 +388,17 @@ class MixinSession(SessionBase):
             raise self._error_of(decision)
 
         if decision.server_name == UNITTEST:
-            return registry.unittest_bind  # type: ignore[no-any-return]
+            return registry.unittest_bind
 
         if call is not NO_CALL:
             call.clause = clause
             self._note_decided(call, decision)
 
-        return registry.engine_of(decision.server_name)  # type: ignore[no-any-return]
+        engine = registry.engine_of(decision.server_name)
+        if decision.reason in STAYING:
+            self._settle(decision, engine)
+
+        return engine
 
     def _settled(self, mapper: Any, clause: Any, call: Call) -> Engine | None:
         """Return the server of a unit of work that nothing has changed for
@@ -366,7 +418,7 @@ class MixinSession(SessionBase):
             return None
 
         registry = self.anyblok
-        reader, scope = registry.reader(), registry.scope
+        reader, scope = registry.freshness.reader(registry), registry.scope
         if scope.depth or scope.connection is not None or reader.wants_primary:
             return None
 
@@ -380,64 +432,77 @@ class MixinSession(SessionBase):
         ):
             return None
 
-        self._tell(settled.decision, clause, mapper, call)
+        logger.debug("%s", settled.decision)
         if call is not NO_CALL:
+            if registry.listeners.dispatch.decision:
+                self._tell_decision(settled.decision, clause, mapper, call)
+
             call.clause = clause
             self._note_decided(call, settled.decision)
 
         return settled.engine
 
-    def _settle(self, unit: UnitOfWork) -> None:
+    def _settle(self, decision: Decision, engine: Engine) -> None:
         """Note where the next statements of a unit of work go
 
         On a replica, the plain reads.
 
-        :param unit: that a server has just served
+        :param decision: that it stays where it is
+        :param engine: of its server
         """
-        registry, placement = self.anyblok, unit.placement
-        if (
-            self._wishes
-            or self.bind not in (None, registry.bind)
-            or registry.unittest_transaction is not None
-            or self._is_pinned()
-        ):
+        registry, unit = self.anyblok, self._unit
+        if self._wishes or self.in_nested_transaction():
             return
 
-        if placement.on_primary:
-            decision = Decision(PRIMARY, Reason.ALREADY_ON_PRIMARY)
-            engine = registry.engine_of(PRIMARY)
-            unit.settled = Settled(decision, engine, placement)
-            return
-
-        name, knows = placement.replica, registry.reader().knows
-        is_promised_nothing = knows.floor is None and not knows.seen
-        if (
-            name is not None
-            and not registry.reads_by_age
-            and name in registry.usable_readers()
-            and (is_promised_nothing or self._is_checked(name, unit))
-        ):
+        if decision.server_name == PRIMARY:
+            unit.settled = Settled(decision, engine, unit.placement)
+        elif not registry.reads_by_age and self._has_noted(decision, unit):
             unit.settled = Settled(
-                Decision(name, Reason.ALREADY_ON_REPLICA),
-                registry.engine_of(name),
-                placement,
-                knows,
+                decision,
+                engine,
+                unit.placement,
+                registry.reader().knows,
                 registry.monitor.snapshot,
             )
+
+    def _has_noted(self, decision: Decision, unit: UnitOfWork) -> bool:
+        """Return True where all is noted that a further read would show"""
+        freshness = self.anyblok.freshness
+        if not freshness.compares:
+            return unit.served and not self.anyblok.reader().knows.floor
+
+        name, seen = decision.server_name, unit.seen
+        return (
+            name is not None
+            and seen is not None
+            and seen.server == name
+            and seen in self.anyblok.reader().knows.seen
+            and self._is_checked(name, unit)
+        )
 
     def _tell(
         self, decision: Decision, clause: Any, mapper: Any, call: Call
     ) -> None:
         """Log a decision, and tell it to those who listen, once per call"""
         logger.debug("%s", decision)
-        listeners = self.anyblok.listeners.dispatch.decision
-        if not listeners or not self._is_news(call, mapper):
+        if self.anyblok.listeners.dispatch.decision:
+            if self._unchecked is call:
+                # It is told once the replica is found to be fresh enough.
+                call.mapper = mapper
+            else:
+                self._tell_decision(decision, clause, mapper, call)
+
+    def _tell_decision(
+        self, decision: Decision, clause: Any, mapper: Any, call: Call
+    ) -> None:
+        """Tell a decision to those who listen, once per execution"""
+        if not self._is_news(call, mapper):
             return
 
         unit = self._begun()
         begins, unit.told = not unit.told, True
         tell(
-            listeners,
+            self.anyblok.listeners.dispatch.decision,
             DecisionMade(self.anyblok, self, clause, mapper, decision, begins),
         )
 
@@ -504,7 +569,7 @@ class MixinSession(SessionBase):
                 )
             )
 
-        reader = registry.reader()
+        reader, wanted = registry.reader(), _wanted_by(clause, call)
         unit = self._current() or NO_UNIT
         placement = unit.placement
         usable = registry.usable_readers()
@@ -528,7 +593,7 @@ class MixinSession(SessionBase):
                 has_replicas=bool(topology.replicas),
                 loading=registry.is_loading,
                 unittest=registry.unittest_transaction is not None,
-                wanted=self._known(_wanted_by(clause, call)),
+                wanted=self._known(wanted) if wanted else None,
                 intent=self._intent_of(reader),
                 pinned=self._is_pinned(),
                 placement=placement,
@@ -621,11 +686,11 @@ class MixinSession(SessionBase):
         self, usable: Iterable[str], reader: Reader, call: Call
     ) -> dict[str, Any]:
         """Return which replicas may be fresh enough, for a Situation"""
+        freshness = self.anyblok.freshness
         floor = call.floor or reader.knows.floor
-        if floor is None:
+        if floor is None or not freshness.was_behind_lately():
             return {}
 
-        freshness = self.anyblok.freshness
         promising, nearest = freshness.promising(
             [x for x in usable if x != PRIMARY and x not in call.behind], floor
         )
@@ -717,9 +782,82 @@ class MixinSession(SessionBase):
         if call is None or call.server != name:
             return
 
-        if not self._has_reached(name, connection, call):
+        stay = self._stay
+        if stay is not None and call.decision is stay.decision:
+            self._begin_again(stay, connection)
+        elif not self._has_reached(name, connection, call):
             call.behind |= {name}
             raise ReplicaBehind
+
+        if self.anyblok.listeners.dispatch.decision and call.decision:
+            self._tell_decision(call.decision, call.clause, call.mapper, call)
+
+    def _begin_again(self, stay: Stay, connection: Connection) -> None:
+        """Begin a unit of work where the one before has read
+
+        :exception: ReplicaBehind, where the connection leads elsewhere
+        """
+        freshness, seen = self.anyblok.freshness, stay.seen
+        link = freshness.link_of(connection)
+        if (
+            link is None
+            or link.instance is not seen.instance
+            or link.since > seen.at
+        ):
+            # Another server behind the name, or one that has restarted.
+            self._stay = None
+            raise ReplicaBehind
+
+        settled, unit = stay.settled, self._unit
+        stay.left -= 1
+        unit.settled, unit.placement = settled, settled.placement
+        unit.seen, unit.checked, unit.has_floor = seen, True, True
+        if settled.knows is not None:
+            unit.floor = unit.checked_floor = settled.knows.floor
+
+    def note_stay(self, unit: UnitOfWork) -> None:
+        """Note whether the next units of work begin as one that has ended
+
+        :param unit: that has ended
+        """
+        registry, settled, stay = self.anyblok, unit.settled, self._stay
+        freshness, reader = registry.freshness, registry.reader()
+        if stay is not None and settled is stay.settled:
+            if stay.left:
+                return
+
+            reader.note_units(stay.units)
+
+        self._stay = None
+        if unit.placement.on_primary or unit.placement.lost or self._wishes:
+            return
+
+        units, name = freshness.units_left(reader), unit.placement.replica
+        decision = Decision(name, Reason.ALREADY_ON_REPLICA)
+        seen = unit.seen
+        if (
+            units
+            and name is not None
+            and seen is not None
+            and seen.instance is not None
+            and not self.twophase
+            and self.bind in (None, registry.bind)
+            and not registry.is_maintained
+            and not registry.reads_by_age
+            and self._has_noted(decision, unit)
+        ):
+            self._stay = Stay(
+                Settled(
+                    decision,
+                    registry.engine_of(name),
+                    unit.placement,
+                    reader.knows,
+                    registry.monitor.snapshot,
+                ),
+                seen,
+                freshness.positions.timeline,
+                units,
+            )
 
     def _floor(
         self, name: str, reader: Reader, call: Call, limit: float | None
@@ -824,18 +962,24 @@ class MixinSession(SessionBase):
         limit: float | None = self.anyblok.max_staleness_of(clause)
         return limit
 
-    def _note_seen(self, server: str) -> None:
-        """Note that a replica has given rows to this unit of work"""
+    def _note_seen(self, server: str, begins: bool = False) -> None:
+        """Note that a replica has given rows to this unit of work
+
+        :param begins: True for the first of it
+        """
         unit = self._current()
         if unit is None:
             return
 
         unit.served = True
         freshness = self.anyblok.freshness
+        reader: Reader = self.anyblok.reader()
         if not freshness.compares:
+            if begins:
+                reader.note_unit(server)
+
             return
 
-        reader: Reader = self.anyblok.reader()
         seen = unit.seen
         if seen is None or seen.server != server:
             link = freshness.link_of(unit.reads_on[server])
@@ -844,7 +988,9 @@ class MixinSession(SessionBase):
 
         seen.at = monotonic()
         if seen not in reader.knows.seen:
-            reader.note_read(seen)
+            reader.note_read(seen, begins)
+        elif begins:
+            reader.note_unit(server)
 
     def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement; see SQLAlchemy's ``Session.execute``"""
@@ -1117,8 +1263,10 @@ class MixinSession(SessionBase):
     ) -> Any:
         """Run a statement, again where its replica couldn't do it"""
         options = kwargs.get("execution_options") or NO_OPTIONS
-        given: Mapping[str, Any] = kwargs.pop("bind_arguments", None) or {}
+        # SQLAlchemy forgets the clause of an ORM union.
         statement = _with_translation(statement, options)
+        arguments = {"clause": statement}
+        arguments.update(kwargs.pop("bind_arguments", None) or ())
         if self.dispatch.do_orm_execute:
             kwargs.setdefault("_add_event", _note_clause)
 
@@ -1127,12 +1275,7 @@ class MixinSession(SessionBase):
         until: float | None = None
         call = Call(options.get(OPTION))
         while True:
-            # SQLAlchemy forgets the clause of an ORM union.
-            arguments = {
-                "clause": statement,
-                **given,
-                provenance.CALL: call,
-            }
+            arguments[provenance.CALL] = call
             try:
                 result = run(
                     statement, *args, bind_arguments=arguments, **kwargs
@@ -1199,9 +1342,17 @@ class MixinSession(SessionBase):
             provenance.note_lazy_load(self, call.server, options)
 
         decision, unit = call.decision, self._unit
-        settled = unit.settled
-        if settled is not None and settled.decision is decision:
-            self._note_done_as_before(call)
+        settled, stay = unit.settled, self._stay
+        if settled is not None and (
+            settled.decision is decision
+            or (stay is not None and stay.decision is decision)
+        ):
+            unit.served = True
+            if not call.from_replica:
+                unit.changed_schema |= self._changes_schema(call.clause)
+            elif unit.seen is not None:
+                unit.seen.at = monotonic()
+
             return
 
         if decision is None:
@@ -1213,28 +1364,17 @@ class MixinSession(SessionBase):
 
             return
 
-        if decision.reason in DRAWN and call.server is not None:
-            self.anyblok.reader().note_unit(call.server)
-
-        current = self._current()
-        if current is None:
+        begins = decision.reason in DRAWN
+        if call.from_replica and call.server is not None:
+            self._note_seen(call.server, begins)
             return
 
-        if call.from_replica and call.server is not None:
-            self._note_seen(call.server)
-        else:
+        if begins:
+            self.anyblok.reader().note_unit(PRIMARY)
+
+        if self._current() is not None:
             unit.fell_back |= decision.reason in FALLBACKS
             unit.changed_schema |= self._changes_schema(call.clause)
-
-        self._settle(unit)
-
-    def _note_done_as_before(self, call: Call) -> None:
-        """Note what the next statement of a settled unit of work means"""
-        unit = self._unit
-        if not call.from_replica:
-            unit.changed_schema |= self._changes_schema(call.clause)
-        elif unit.seen is not None:
-            unit.seen.at = monotonic()
 
     def _place(self, change: Callable[[Placement], Placement]) -> None:
         """Change where this unit of work is placed"""
@@ -1609,6 +1749,8 @@ def _note_end(session: MixinSession, transaction: SessionTransaction) -> None:
 
     if unit.placement.on_primary and not unit.covered:
         session.anyblok.reader().note_read(Seen(PRIMARY, None, now))
+
+    session.note_stay(unit)
 
 
 def _idle_driver(connection: Connection | None) -> Any:

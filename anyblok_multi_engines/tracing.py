@@ -6,14 +6,13 @@
 """OpenTelemetry's spans say which server a statement went to.
 
 The package ``opentelemetry-instrumentation-sqlalchemy`` makes a span of each
-statement and of each connect. Without it nothing is listened to, and nothing of
-OpenTelemetry is imported here.
+statement and of each connect. Unless it is imported before the registry is
+made, nothing is listened to; nothing of it is imported here.
 """
 
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from typing import Any
 
 from sqlalchemy import Engine, event
@@ -34,7 +33,7 @@ def name_in_spans(engine: Engine, server: Server) -> None:
     :param engine: of the server
     :param server: its name and role
     """
-    if not _is_installed():
+    if INSTRUMENTATION not in sys.modules:
         return
 
     attributes = {SERVER_NAME: server.name, SERVER_ROLE: server.role.value}
@@ -60,10 +59,3 @@ def name_in_spans(engine: Engine, server: Server) -> None:
 
     for name in ("do_connect", "engine_connect"):
         event.listen(engine, name, name_connect)
-
-
-def _is_installed() -> bool:
-    try:
-        return find_spec(INSTRUMENTATION) is not None
-    except ModuleNotFoundError:
-        return False

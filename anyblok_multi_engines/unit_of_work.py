@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .routing.decision import Decision, Reason
 from .routing.transaction import NOWHERE, Placement
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from .fallback import Slot
     from .health.model import Snapshot
     from .reader import Knowledge, Seen
-    from .routing.decision import Decision
 
 
 class Settled(NamedTuple):
@@ -40,6 +40,34 @@ class Settled(NamedTuple):
     placement: Placement
     knows: Knowledge | None = None
     snapshot: Snapshot | None = None
+
+
+class Stay:
+    """Where a session that has only read stays for its next units of work
+
+    It holds while what it was made from is the same.
+
+    :param settled: the replica, and what the decision was made from
+    :param seen: what the reader has seen there
+    :param timeline: of the primary then
+    :param units: of work that it holds for
+    """
+
+    __slots__ = ("decision", "left", "seen", "settled", "timeline", "units")
+
+    def __init__(
+        self, settled: Settled, seen: Seen, timeline: int, units: int
+    ) -> None:
+        self.settled = settled
+        self.seen = seen
+        self.timeline = timeline
+        self.units = units
+        #: how many are left
+        self.left = units
+        #: of the first read of each
+        self.decision = Decision(
+            settled.decision.server_name, Reason.USABLE_REPLICA
+        )
 
 
 class UnitOfWork:

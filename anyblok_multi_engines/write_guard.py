@@ -33,6 +33,7 @@ from .provenance import (
     expect_replica_reads,
     note_compared,
     read_of,
+    said_of,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def check_before_flush(session: Session) -> None:
     session.info[_COMPARED] = WeakKeyDictionary({**updated, **deleted})
     if updated or deleted:
         # What they loaded may have been in another session.
-        expect_replica_reads(session)
+        expect_replica_reads(session, [*updated, *deleted])
         # The connection that the flush writes on: past what decides for a read.
         _compare(session, session.connection().execute, updated, deleted)
 
@@ -133,6 +134,10 @@ def _check_update(mapper: Any, connection: Connection, state: State) -> None:
         if keys:
             _compare(state.session, connection.execute, {state: keys}, {})
 
+        # What the flush writes isn't what a replica said.
+        columns = columns_of(state.manager).keys
+        note_compared(state, changed_keys(state) & columns)
+
 
 def _check_delete(mapper: Any, connection: Connection, state: State) -> None:
     if read_of(state) is not None:
@@ -153,7 +158,7 @@ def _not_compared(state: State, keys: set[str]) -> set[str]:
 def _updated_keys(state: State) -> set[str]:
     """Return the attributes that an UPDATE would write over what was read"""
     mapper = state.manager.mapper
-    changed = changed_keys(state) & set(columns_of(mapper).keys)
+    changed = changed_keys(state) & columns_of(state.manager).keys
     version = mapper.version_id_col
     if changed and version is not None:
         changed.add(mapper.get_property_by_column(version).key)
@@ -170,7 +175,7 @@ def _updated_keys(state: State) -> set[str]:
 def _deleted_keys(state: State) -> set[str]:
     return {
         key
-        for key in columns_of(state.manager.mapper).keys
+        for key in columns_of(state.manager).keys
         if _has_replica_value(state, key)
     }
 
@@ -181,21 +186,8 @@ def _is_expression(value: Any) -> bool:
     )
 
 
-def _replica_value(state: State, key: str) -> Any:
-    """Return what a replica said of an attribute
-
-    SQLAlchemy tells its listeners nothing of a column that only the second
-    of two appearances in one result has loaded: there it is what SQLAlchemy
-    keeps of a change.
-    """
-    read = read_of(state)
-    values = {} if read is None else read.values
-    before = state.committed_state.get(key, LoaderCallableStatus.NO_VALUE)
-    return values.get(key, before)
-
-
 def _has_replica_value(state: State, key: str) -> bool:
-    value = _replica_value(state, key)
+    value = said_of(state, key)
     return value is not Mark.FRESH and not isinstance(
         value, LoaderCallableStatus
     )
@@ -312,9 +304,7 @@ def _differing(
         keys = {
             name
             for column, name in row.columns.items()
-            if not _same(
-                column.type, _replica_value(row.state, name), current[column]
-            )
+            if not _same(column.type, said_of(row.state, name), current[column])
         }
         if keys:
             yield row, keys

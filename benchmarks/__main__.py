@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from time import monotonic
 
 from rich.console import Console
@@ -73,20 +74,19 @@ def main() -> int:
     console = Console(width=110)
     results: list[Result] = []
     with Bench(options.quick) as bench:
+        known = known_report(bench, bool(options.only))
         for name in names:
             begun = monotonic()
             found = measured(bench, name)
             results += found
             console.print(table(found, f"{name}, {monotonic() - begun:.0f} s"))
-
-        results += bench.left_out
-        machine = report.this_machine(bench.version)
+            if not (options.quick or options.no_report):
+                # At once: a run that is ended has measured something, too.
+                known.add([*found, *bench.left_out])
+                report.publish(known)
 
     for one in bench.left_out:
         console.print(f"Left out: {one.name}. {one.why}")
-
-    if not (options.quick or options.no_report):
-        publish(results, machine, bool(options.only))
 
     worse = missed(rows_of(results), SLACK if options.quick else 1.0)
     for row in worse:
@@ -133,22 +133,17 @@ def measured(bench: Bench, name: str) -> list[Result]:
     return found
 
 
-def publish(
-    results: Sequence[Result], machine: dict[str, str], adds: bool
-) -> None:
-    """Write the report
+def known_report(bench: Bench, adds: bool) -> report.Report:
+    """Return the report that results are added to
 
-    :param results: of the run
-    :param machine: that it ran on
-    :param adds: True: to what is there
+    :param bench: that measures
+    :param adds: True: what was measured before stays
     """
-    known = report.Report(machine)
+    machine = report.this_machine(bench.version)
     if adds and report.JSON.exists():
-        known = report.Report.read(report.JSON)
-        known.machine = machine
+        return replace(report.Report.read(report.JSON), machine=machine)
 
-    known.add(results)
-    report.publish(known)
+    return report.Report(machine)
 
 
 def rows_of(results: Iterable[Result]) -> list[Row]:

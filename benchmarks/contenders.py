@@ -248,7 +248,10 @@ class Contender:
             self.read(1)
 
         for _ in range(number):
-            arguments["clause"] = self._statement(text)
+            arguments["clause"] = statement = self._statement(text)
+            # The statement keeps it: who asks first computes it, and
+            # SQLAlchemy asks when it looks for the compiled statement.
+            statement._generate_cache_key()
             self.renew(arguments)
             with watch:
                 session.get_bind(**arguments)

@@ -236,7 +236,10 @@ class TestWait:
 
         registry.Book.insert(title="x")
         registry.commit()
+        made = hear(registry, "decision")
         assert registry.Book.query().count() == 1
+        # Nothing of those that were asked first.
+        assert words(made) == ["primary (no_fresh_replica)"]
         assert [x.waited_for for x in waits] == [Waited.REPLICA]
         assert 0 < waits[0].seconds < 5
 

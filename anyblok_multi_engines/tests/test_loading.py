@@ -13,6 +13,7 @@ from anyblok.registry import RegistryManager
 from sqlalchemy import event, text
 
 from anyblok_multi_engines.errors import ServerUnavailableError
+from anyblok_multi_engines.routing.catalogue import Catalogue
 
 INSTALLED = {"anyblok-core", "test-me-blok4"}
 STATE = "select state from system_blok where name = %s"
@@ -51,6 +52,13 @@ def test_same_bloks_with_replicas_behind_or_gone(
     if fault is stop:
         assert caplog.text.count("is out of the reads until it answers") == 2
         assert registry.Shelf.query().count() == 1
+
+
+def test_start_waits_for_no_proof(registry):
+    """Neither the parser nor the catalogue is needed on the primary"""
+    assert registry.statements.catalogue == Catalogue()
+    assert registry.Shelf.query().count() == 0
+    assert registry.statements.catalogue.functions
 
 
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
