@@ -826,7 +826,9 @@ class MixinSession(SessionBase):
     def _note_seen(self, server: str) -> None:
         """Note that a replica has given rows to this unit of work"""
         unit = self._current()
-        if unit is None:
+        if unit is None or server not in unit.reads_on:
+            # SQLAlchemy has only asked where a SELECT would go: its UPDATE
+            # has a RETURNING instead.
             return
 
         unit.served = True
