@@ -130,7 +130,7 @@ class Statements:
             return evident
 
         generation = self._generation
-        key = _cache_key(clause)
+        key = key_of(clause)
         need = generation.needs.get(key)
         if need is None:
             text = _text_of(clause)
@@ -245,8 +245,11 @@ def _evident_need(clause: Any) -> Need | None:
     return None
 
 
-def _cache_key(clause: Any) -> Any:
-    """Return a hashable that statements of the same SQL share, or None"""
+def key_of(clause: Any) -> Any:
+    """Return a hashable that statements of the same SQL share, or None
+
+    :param clause: any executable of SQLAlchemy, or SQL as a text
+    """
     if isinstance(clause, str):
         return clause
 
