@@ -19,6 +19,9 @@ from uuid import uuid4
 
 from .record import Record
 
+# Seconds between two files of a process, one in the place of the other.
+EVERY = 10.0
+
 SUFFIX = ".shadow.json"
 
 # Files of a directory: past that, the oldest are removed. Of some hundred
@@ -70,19 +73,15 @@ def read_all(
     :param directory: of the files
     :param database: its name; None: of each
     :rtype: None for a file that says something else
-    :exception: OSError
     """
-    for path in sorted(directory.iterdir()):
-        if not path.name.endswith(SUFFIX):
-            continue
-
+    for path in sorted(directory.glob(f"*{SUFFIX}")):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             record = Record.from_json(found)
         except FileNotFoundError:
             # Removed meanwhile.
             continue
-        except (ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError):
             yield path, None
             continue
 

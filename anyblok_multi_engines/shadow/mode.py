@@ -48,6 +48,7 @@ from ..routing.statements import Statements, key_of, shape_of
 from ..routing.transaction import NOWHERE as NOT_PLACED
 from ..session import FALLBACKS, SESSION
 from . import files, record
+from .files import EVERY
 from .record import (
     NOWHERE,
     OTHER,
@@ -64,12 +65,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from ..fallback import Fallback
+    from ..health.model import ServerHealth
     from ..topology import Topology
 
 logger = getLogger(__name__)
 
-# Seconds between two files, and at least between two looks at the catalogue.
-EVERY = 10.0
+# Seconds at least between two looks at the catalogue.
 PAUSE = 1.0
 
 # Seconds that the thread is waited for at the end.
@@ -412,9 +413,6 @@ class Shadow:
         if need.unknown and not self.is_ready:
             unit.is_judged = False
 
-        if unit.placement is NOT_PLACED and need.is_read:
-            unit.age = self._age_of_write(registry.reader())
-
         behind = self._behind(session, clause, unit)
         decision = self._decision(session, clause, call, unit, behind)
         unit.needs_fresher |= behind.are_all and decision.reason in COMPARED
@@ -428,6 +426,9 @@ class Shadow:
             return
 
         self._move(unit, decision, need)
+        if decision.reason in BEGINS:
+            unit.age = self._age_of_write(registry.reader())
+
         if need.is_read:
             self._settle(unit, decision)
         else:
@@ -576,50 +577,70 @@ class Shadow:
         return tuple(x for x in self._readers if x not in unusable)
 
     def _behind(self, session: Any, clause: Any, unit: Unit) -> Behind:
-        """Return the replicas that are further behind than they may be
+        """Return the replicas that wouldn't have what must be seen
 
         As far as the monitor has measured, which asks once in a while.
         """
         if not self.replicas or unit.placement.on_primary:
             return NOT_BEHIND
 
-        limit = self._limit(session, clause)
-        if limit is None:
+        at = self._must_see(session, clause)
+        if at is None:
             return NOT_BEHIND
 
         snapshot = self._registry.monitor.snapshot
-        lags = {
-            name: lag.seconds if (lag := snapshot.of(name).lag) else 0.0
+        missing = {
+            name: _missing(snapshot.of(name), at)
             for name in self._usable()
             if name != PRIMARY
         }
-        are_all = bool(lags) and min(lags.values()) > limit
-        if are_all:
-            limit += self._registry.freshness.options.wait
-
-        names = frozenset(x for x, lag in lags.items() if lag > limit)
+        are_all = bool(missing) and min(missing.values()) > 0
+        wait = self._registry.freshness.options.wait if are_all else 0.0
+        names = frozenset(x for x, left in missing.items() if left > wait)
         return Behind(names, are_all)
 
-    def _limit(self, session: Any, clause: Any) -> float | None:
-        """Return how many seconds behind a replica may be; None: any number"""
+    def _must_see(self, session: Any, clause: Any) -> float | None:
+        """Return the moment up to which a replica must have everything
+
+        :rtype: seconds of ``time.monotonic()``; None: any will do
+        """
         registry, now = self._registry, time.monotonic()
         reader = registry.reader()
         consistency = registry.freshness.options.consistency
-        written = [reader.shadow_wrote_at]
+        moments = [reader.shadow_wrote_at]
         if consistency is Consistency.EVENTUAL:
-            written = []
+            moments = []
         elif consistency is Consistency.REGISTRY:
-            written.append(self.wrote_at)
+            moments.append(self.wrote_at)
         elif consistency is Consistency.STRONG:
-            written.append(now)
+            moments.append(now)
 
-        limits = [now - at for at in written if at is not None]
         wish = session.wish
         age = None if wish is None else wish.max_staleness
         if age is None:
             age = registry.max_staleness_of(clause)
 
-        return min([*limits, *([] if age is None else [age])], default=None)
+        if age is not None:
+            moments.append(now - age)
+
+        return max((at for at in moments if at is not None), default=None)
+
+
+def _missing(health: ServerHealth, at: float) -> float:
+    """Return how many seconds a replica lacks of what it must have
+
+    :param health: as the monitor has measured it
+    :param at: the moment up to which it must have everything, in seconds of
+        ``time.monotonic()``
+    :rtype: 0 or less: none, or nothing is known of it
+    """
+    lag, seen = health.lag, health.observation
+    if lag is None or seen is None or not lag.bytes:
+        return 0.0
+
+    # Of what came after the last look: it is taken to be as late as then.
+    asked_at = seen.asked_at if at <= seen.asked_at else time.monotonic()
+    return at - (asked_at - lag.seconds)
 
 
 def _nothing() -> None:

@@ -8,84 +8,488 @@
 import json
 import logging
 import os
-import stat
 import sys
-from dataclasses import dataclass
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import event, func, select, text, update
 
-from anyblok_multi_engines.errors import OptionError, ReplicaWriteError
-from anyblok_multi_engines.routing.decision import Decision, Reason
-from anyblok_multi_engines.shadow import files
-from anyblok_multi_engines.shadow.record import MAX_ROWS, Record
+from anyblok_multi_engines.console.report import seen_in
+from anyblok_multi_engines.errors import OptionError
 from anyblok_multi_engines.testing import wait_until
+from anyblok_multi_engines.tests.conftest import (
+    Registries,
+    restored_options,
+)
 from anyblok_multi_engines.tests.processes import process
+from anyblok_multi_engines.tests.test_console import run
 
 HELLO = select(func.upper("hello"))
 
+# What a statement under use_primary() is.
+ASKED = ("primary", "caller_wants_primary", "read")
 
-def line(back=0):
-    """Return the place of the line that asks, or of one before it"""
-    frame = sys._getframe(1)
-    return f"{__file__}:{frame.f_lineno - back}"
+
+def place():
+    """Return the place of the line that asks for it"""
+    return f"{__file__}:{sys._getframe(1).f_lineno}"
 
 
 def rows(table):
-    """Return a table of a record, numbers behind the words"""
-    return {key: tuple(numbers) for key, numbers in table.items()}
+    """Return a table of a record: numbers by words"""
+    return {
+        key[0] if len(key) == 1 else key: tuple(numbers)
+        for key, numbers in table.items()
+    }
 
 
-@pytest.fixture
-def shadow(make_registry, shared_servers, tmp_path):
-    """Give a function that makes a registry in shadow mode"""
-
-    def make(**values):
-        registry = make_registry(
-            shared_servers.database,
-            **{
-                "db_wo_url": shared_servers.primary_url,
-                "db_ro_shadow": True,
-                "db_ro_shadow_dir": str(tmp_path / "seen"),
-                **values,
-            },
-        )
-        registry.Session.remove()
-        wait_until("no catalogue was read", lambda: registry.shadow.is_ready)
-        registry.shadow.forget()
-        return registry
-
-    return make
+def options_of(servers, directory, **values):
+    return {
+        "db_wo_url": servers.primary_url,
+        "db_ro_shadow": True,
+        "db_ro_shadow_dir": str(directory),
+        **values,
+    }
 
 
-@pytest.fixture
-def registry(shadow, shared_servers):
-    """Give one whose replicas are there, and are looked at"""
-    registry = shadow(db_ro_urls=shared_servers.replica_urls)
-    wait_until(
-        "the replicas were not asked",
-        lambda: registry.health().shares and len(registry.health().servers) > 2,
-    )
-    yield registry
+def ready(registry):
+    """Return a registry in shadow mode that knows the catalogue"""
+    wait_until("no catalogue was read", lambda: registry.shadow.is_ready)
     registry.rollback()
     registry.Session.remove()
+    registry.shadow.forget()
+    return registry
+
+
+@pytest.fixture(scope="module")
+def module_shadow(shared_servers, tmp_path_factory):
+    """Give a registry in shadow mode, with two replicas that are looked at"""
+    with restored_options() as options:
+        registries = Registries(options)
+        registry = registries(
+            shared_servers.database,
+            **options_of(
+                shared_servers,
+                tmp_path_factory.mktemp("seen"),
+                db_ro_urls=shared_servers.replica_urls,
+                db_ro_check_interval=0.1,
+            ),
+        )
+
+    yield registry
+    registries.close()
+
+
+@pytest.fixture
+def registry(module_shadow, shared_servers):
+    """Give it with nothing noted, of a session that has never written"""
+    ready(module_shadow)
+    module_shadow.reader().shadow_wrote_at = None
+    yield module_shadow
+    module_shadow.rollback()
+    module_shadow.Session.remove()
     shared_servers.cluster.primary.execute(
         "truncate book, shelf", database=shared_servers.database
     )
 
 
-def test_try(registry, servers=None):
-    registry.query("Model.Book").all()
-    registry.query("Model.Book").all()
+def read(registry):
+    registry.Book.query().all()
+
+
+def read_twice(registry):
+    read(registry)
+    read(registry)
     registry.commit()
-    registry.Book.insert(title="x")
-    registry.query("Model.Book").all()
+
+
+def write(registry):
+    registry.Book.insert(title="new")
     registry.commit()
-    registry.execute(text("select pg_advisory_lock(42) /* x */, 'bob'"))
-    registry.execute(text("select pg_advisory_unlock_all()"))
-    registry.rollback()
-    print(registry.explain(HELLO))
-    r = registry.shadow_report()
-    print(r)
-    print(json.dumps(r.as_json(), indent=1))
-    assert 0
+
+
+def visit(registry):
+    """Read, and note the visit: what keeps many an application from replicas"""
+    read(registry)
+    registry.execute(update(registry.Book).values(copies=1))
+    read(registry)
+    read(registry)
+    registry.commit()
+
+
+class TestFigures:
+    def test_are_those_of_the_application(self, registry):
+        for _ in range(5):
+            read_twice(registry)
+
+        for _ in range(3):
+            write(registry)
+
+        for _ in range(2):
+            visit(registry)
+
+        record = registry.shadow_report()
+        assert rows(record.units) == {
+            "replica": (5,),
+            "primary": (3,),
+            "moved": (2,),
+        }
+        assert rows(record.statements) == {
+            ("replica", "usable_replica", "read"): (7,),
+            ("replica", "already_on_replica", "read"): (5,),
+            ("primary", "flushing", "other"): (3,),
+            ("primary", "not_a_read", "other"): (2,),
+            ("primary", "already_on_primary", "read"): (4,),
+        }
+        assert record.reads == 16
+        assert record.share == 12 / 16
+        assert record.errors == record.unjudged == record.fresher == 0
+        assert "reads: 16, of which replicas would take 75.0%" in str(record)
+
+    def test_unit_of_work_counts_at_its_end(self, registry):
+        read(registry)
+        assert registry.shadow_report().units == {}
+        registry.rollback()
+        assert rows(registry.shadow_report().units) == {"replica": (1,)}
+
+    def test_question_counts_for_nothing(self, registry):
+        registry.explain(HELLO)
+        registry.session.get_bind()
+        registry.rollback()
+        assert registry.shadow_report().statements == {}
+
+    def test_flush_that_sends_nothing_moves_nothing(self, registry):
+        registry.Shelf.insert(name="one")
+        registry.commit()
+        registry.shadow.forget()
+        shelf = registry.Shelf.query().one()
+        # AnyBlok marks what a One2Many has loaded as changed.
+        assert shelf.books == []
+        read(registry)
+        registry.commit()
+        assert rows(registry.shadow_report().units) == {"replica": (1,)}
+
+    def test_what_is_asked_aside_moves_nothing(self, registry):
+        read(registry)
+        registry.System.Parameter.is_exist("no such")
+        read(registry)
+        registry.commit()
+        record = registry.shadow_report()
+        assert rows(record.units) == {"replica": (1,)}
+        assert rows(record.statements)[ASKED] == (1,)
+
+    def test_use_primary_is_the_primary(self, registry):
+        with registry.use_primary():
+            read(registry)
+
+        registry.commit()
+        record = registry.shadow_report()
+        assert rows(record.statements) == {ASKED: (1,)}
+        assert record.share == 0
+
+    def test_savepoint_is_the_primary(self, registry):
+        read(registry)
+        with registry.begin_nested():
+            read(registry)
+
+        registry.commit()
+        found = rows(registry.shadow_report().statements)
+        assert found["primary", "pinned_to_primary", "read"] == (1,)
+
+
+class TestLines:
+    def test_write_in_a_unit_of_work_that_only_reads_is_named(self, registry):
+        read(registry)
+        line = place(), registry.Book.insert(title="visited")
+        read(registry)
+        read(registry)
+        registry.commit()
+        record = registry.shadow_report()
+        assert rows(record.writers) == {("Model.Book", line[0]): (1, 2)}
+
+    def test_flush_is_that_of_the_line_that_commits(self, registry):
+        registry.Book.insert(title="old")
+        registry.commit()
+        registry.shadow.forget()
+        registry.Book.query().one().title = "other"
+        line = place(), registry.commit()
+        record = registry.shadow_report()
+        assert rows(record.writers) == {("Model.Book", line[0]): (1, 0)}
+
+    @pytest.mark.parametrize(
+        "statement", ["core", "orm", "text"], ids=lambda x: x
+    )
+    def test_statement_that_writes_is_named(self, registry, statement):
+        clause = {
+            "core": update(registry.Book.__table__).values(copies=1),
+            "orm": update(registry.Book).values(copies=1),
+            "text": text("UPDATE book SET title = 'a secret' WHERE id = 0"),
+        }[statement]
+        read(registry)
+        line = place(), registry.execute(clause)
+        registry.commit()
+        record = registry.shadow_report()
+        what = "UPDATE" if statement == "text" else "Model.Book"
+        assert rows(record.writers) == {(what, line[0]): (1, 0)}
+
+    def test_units_of_work_that_write_in_two_lines_are_not(self, registry):
+        read(registry)
+        registry.Book.insert(title="one")
+        registry.Book.insert(title="two")
+        registry.commit()
+        assert registry.shadow_report().writers == {}
+
+    def test_what_is_not_proven_is_told_with_the_reason(self, registry):
+        for _ in range(3):
+            line = (
+                place(),
+                registry.execute(
+                    text(
+                        "SELECT setseed(0.5), title FROM book WHERE title = 'x1'"
+                    )
+                ),
+            )
+            registry.rollback()
+
+        ((key, number),) = rows(registry.shadow_report().unproven).items()
+        kind, because, sql, where = key
+        assert because == "function setseed() is volatile"
+        assert (kind, where, number) == ("unproven", line[0], (3,))
+        assert sql == "select setseed (?), title from book where title = ?"
+
+
+class TestNothingElseChanges:
+    def test_servers_are_asked_the_same(
+        self, registry, make_registry, shared_servers, tmp_path
+    ):
+        """By the statements in the servers' logs, against one server"""
+        plain = make_registry(
+            shared_servers.database, db_url=shared_servers.primary_url
+        )
+        plain.Session.remove()
+        found = []
+        for each in (plain, registry):
+            before = asked(shared_servers)
+            read_twice(each)
+            write(each)
+            visit(each)
+            with each.use_replicas():
+                read(each)
+
+            each.System.Parameter.is_exist("no such")
+            each.rollback()
+            found.append(
+                [
+                    statements[len(before[index]) :]
+                    for index, statements in enumerate(asked(shared_servers))
+                ]
+            )
+
+        assert found[0] == found[1]
+        assert found[1][1:] == [[], []]
+        assert len(found[1][0]) > 8
+
+    def test_write_under_use_replicas_is_only_noted(self, registry):
+        with registry.use_replicas():
+            write(registry)
+            registry.execute(text("DELETE FROM book"))
+
+        registry.commit()
+        assert registry.Book.query().count() == 0
+        registry.rollback()
+        assert registry.shadow_report().errors == 1
+
+    def test_unknown_server_is_only_noted(self, registry):
+        for name in ("replica1", "replica7"):
+            registry.execute(HELLO.execution_options(anyblok_server=name))
+
+        registry.rollback()
+        assert rows(registry.shadow_report().statements) == {
+            ("replica", "statement_says", "read"): (1,),
+            ("nowhere", "statement_says", "read"): (1,),
+        }
+
+    def test_failure_of_ours_is_not_the_applications(
+        self, registry, monkeypatch, caplog
+    ):
+        monkeypatch.setattr(registry.shadow, "_is_on", True)
+        monkeypatch.setattr(registry.shadow, "statements", None)
+        assert registry.execute(HELLO).scalar() == "HELLO"
+        assert registry.execute(HELLO).scalar() == "HELLO"
+        failed = "The shadow mode failed, and notes no more"
+        assert caplog.messages.count(failed) == 1
+
+    def test_unwritable_directory_is_one_warning(
+        self, registry, monkeypatch, caplog, tmp_path
+    ):
+        (tmp_path / "file").touch()
+        path = tmp_path / "file" / "seen.shadow.json"
+        monkeypatch.setattr(registry.shadow, "_path", path)
+        monkeypatch.setattr(registry.shadow, "_has_told", False)
+        registry.shadow.write()
+        registry.shadow.write()
+        warnings = [x for x in caplog.records if x.levelno >= logging.WARNING]
+        assert len(warnings) == 1
+        assert str(path.parent) in warnings[0].getMessage()
+        read_twice(registry)
+
+    def test_decision_is_that_of_the_shadow_mode(self, registry):
+        made = []
+        event.listen(registry, "decision", made.append)
+        registry.execute(HELLO)
+        event.remove(registry, "decision", made.append)
+        registry.rollback()
+        assert [str(x.decision) for x in made] == ["primary (shadow)"]
+        decision = registry.explain("SELECT setseed(0.5)")
+        assert str(decision) == (
+            "primary (shadow: without it: primary "
+            "(not_a_read: function setseed() is volatile))"
+        )
+
+    def test_replica_that_is_down_stops_nothing(self, registry, shared_servers):
+        shared_servers.first.stop()
+        try:
+            wait_until(
+                "the monitor did not see it",
+                lambda: "replica1" in registry.health().down,
+            )
+            assert registry.db_exists(shared_servers.database)
+            read_twice(registry)
+        finally:
+            shared_servers.cluster.heal()
+
+        assert rows(registry.shadow_report().units) == {"replica": (1,)}
+
+
+def asked(servers):
+    """Return what the sessions have asked each server"""
+    return [servers.statements_on(server) for server in servers.cluster.servers]
+
+
+class TestFreshness:
+    def test_replicas_that_are_behind_are_told(self, registry, shared_servers):
+        replicas = shared_servers.cluster.replicas
+        for replica in replicas:
+            replica.pause_replay()
+
+        try:
+            write(registry)
+            wait_until(
+                "the monitor did not see that they are behind",
+                lambda: all(
+                    (lag := registry.health().of(name).lag) and lag.bytes
+                    for name in ("replica1", "replica2")
+                ),
+            )
+            registry.shadow.forget()
+            read_twice(registry)
+        finally:
+            shared_servers.cluster.heal()
+
+        record = registry.shadow_report()
+        assert record.fresher == 1
+        assert rows(record.statements) == {
+            ("primary", "no_fresh_replica", "read"): (1,),
+            ("primary", "already_on_primary", "read"): (1,),
+        }
+
+    def test_age_of_the_last_write_is_noted(self, registry):
+        read_twice(registry)
+        assert registry.shadow_report().ages == {}
+        registry.reader().shadow_wrote_at = 0.0
+        read_twice(registry)
+        write(registry)
+        read_twice(registry)
+        ages = registry.shadow_report().ages
+        assert ages.total() == 2
+        assert ages[("",)] == [1]
+
+    def test_token_counts_as_a_write(self, registry):
+        write(registry)
+        token = registry.consistency_token()
+        registry.reader().shadow_wrote_at = None
+        registry.read_after(token)
+        registry.shadow.forget()
+        read_twice(registry)
+        assert registry.shadow_report().ages.total() == 1
+
+
+def work(pipe, registry, plan):
+    """What another process does: as many units of work as it is told"""
+    ready(registry)
+    for _ in range(plan):
+        read_twice(registry)
+
+    pipe.send(registry.shadow_report().units.total())
+
+
+class TestFiles:
+    def test_processes_are_added_up_in_the_report(
+        self, shared_servers, tmp_path
+    ):
+        seen = tmp_path / "seen"
+        database = shared_servers.database
+        options = options_of(shared_servers, seen, db_name=database)
+        for number in (1, 2):
+            with process(work, options, number) as pipe:
+                assert pipe.recv() == number
+
+        (record,) = seen_in(seen, database).records
+        assert record.processes == 2
+        assert rows(record.units) == {"replica": (3,)}
+        assert record.replicas == ()
+        arguments = {"db_name": database, "db_ro_shadow_dir": str(seen)}
+        status, out, error = run("report", "--json", **arguments)
+        assert (status, error) == (0, "")
+        (found,) = json.loads(out)["databases"]
+        assert found["share"] == 1.0
+        (seen / "other.shadow.json").write_text("{}")
+        status, out, error = run("report", **arguments)
+        assert status == 1
+        assert "reads: 6, of which replicas would take 100.0%" in out
+        assert "assumed: one replica" in out
+        assert "can't be read, and left out: other.shadow.json" in out
+
+    def test_report_of_nothing_says_where_it_looked(self, tmp_path):
+        status, out, error = run(
+            "report", db_ro_shadow_dir=str(tmp_path / "none")
+        )
+        assert (status, out) == (2, "")
+        assert str(tmp_path / "none") in error
+
+    def test_nothing_of_the_data_is_in_them(self, registry):
+        registry.execute(text("SELECT setseed(0.25), 'my secret', $$x$$"))
+        registry.rollback()
+        registry.shadow.write()
+        path = registry.shadow._path
+        written = path.read_text()
+        assert "setseed" in written
+        for value in ("secret", "0.25", "$$"):
+            assert value not in written
+
+        assert path.parent.stat().st_mode & 0o077 == 0
+
+    def test_forked_process_has_its_own(self, registry):
+        read_twice(registry)
+        pid = os.fork()
+        if not pid:
+            read_twice(registry)
+            read_twice(registry)
+            registry.shadow.write()
+            os._exit(0)
+
+        assert os.waitpid(pid, 0)[1] == 0
+        registry.shadow.write()
+        directory = registry.shadow._path.parent
+        found = [
+            json.loads(path.read_text())["units"]
+            for path in directory.iterdir()
+        ]
+        assert sorted(found) == [[["replica", 1]], [["replica", 2]]]
+
+
+def test_shadow_needs_a_primary(options, servers):
+    from anyblok.registry import RegistryManager
+
+    options(db_ro_urls=servers.replica_urls, db_ro_shadow=True)
+    with pytest.raises(OptionError, match="--db-ro-shadow"):
+        RegistryManager.get(servers.database)
