@@ -1006,7 +1006,9 @@ class MixinSession(SessionBase):
 
         It has used the primary, or has changes to flush.
         """
-        return self.placement().on_primary or bool(
+        unit = self._current() or NO_UNIT
+        placement = (unit.shadow or unit).placement
+        return placement.on_primary or bool(
             self.new or self.dirty or self.deleted
         )
 

@@ -182,9 +182,7 @@ def _of_writers(record: Record) -> Iterator[RenderableType]:
     if not record.writers:
         return
 
-    yield Text(
-        "\nUnits of work that would read only, but for one line:", "bold"
-    )
+    yield Text("\nUnits of work that only read, but for one line:", "bold")
     table = _table(
         "units of work>", "reads kept>", "what it does", "line", fill=True
     )

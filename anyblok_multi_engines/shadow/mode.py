@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -58,6 +57,7 @@ from .record import (
     ShadowOptions,
     Table,
     Unit,
+    reason_without_values,
     without_values,
 )
 
@@ -103,9 +103,6 @@ COMPARED = frozenset(
 
 # What a statement that follows finds as it was.
 STAYS = BEGINS | {Reason.ALREADY_ON_PRIMARY, Reason.ALREADY_ON_REPLICA}
-
-# Where a reason may quote a statement, or an error its values.
-WITH_VALUES = re.compile(r"(?:: near|(?<=can't be read) from) .*| [^ ]*: .*")
 
 # Of an error that an unknown server's name is.
 UNKNOWN_SERVER = Decision(None, Reason.STATEMENT_SAYS)
@@ -417,7 +414,7 @@ class Shadow:
         decision = self._decision(session, clause, call, unit, behind)
         unit.needs_fresher |= behind.are_all and decision.reason in COMPARED
         logger.debug("Without the shadow mode: %s", decision)
-        if session.shadows_aside and not _has_work(session, unit):
+        if session.shadows_aside:
             unit.asides += need.is_read
             return
 
@@ -495,7 +492,7 @@ class Shadow:
             unit.note_writer(self._model_of(clause, mapper), place)
             return
 
-        because = WITH_VALUES.sub("", need.because or "")
+        because = reason_without_values(need.because or "")
         unit.note_writer(because, place)
         if unit.unproven is None:
             unit.unproven = Table()
@@ -645,13 +642,6 @@ def _missing(health: ServerHealth, at: float) -> float:
 
 def _nothing() -> None:
     return None
-
-
-def _has_work(session: Any, unit: Unit) -> bool:
-    """Return True where only the session itself would know what it has done"""
-    return unit.placement.on_primary or bool(
-        session.new or session.dirty or session.deleted
-    )
 
 
 # Of this process.

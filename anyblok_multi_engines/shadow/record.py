@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -25,6 +26,13 @@ OTHERS = "others"
 
 # Characters of a statement that are kept.
 MAX_LENGTH = 300
+
+# In a reason: a piece of the statement, or what an error says of its values.
+QUOTED = re.compile(
+    r"(?<=can't be parsed): near .*|(?<=can't be read) from .*"
+    r"|(?<=can't be compiled: )(?P<kept>\w+): .*",
+    re.DOTALL,
+)
 
 # Where a statement would have gone.
 REPLICA, PRIMARY, NOWHERE = "replica", "primary", "nowhere"
@@ -391,3 +399,11 @@ def without_values(sql: str) -> str:
         found = f"{found[: MAX_LENGTH - 3]}..."
 
     return found
+
+
+def reason_without_values(because: str) -> str:
+    """Return why a statement is no read, without a piece of its text
+
+    :param because: of a need
+    """
+    return QUOTED.sub(lambda found: found["kept"] or "", because)

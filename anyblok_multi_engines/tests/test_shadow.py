@@ -11,11 +11,11 @@ import os
 import sys
 
 import pytest
-from sqlalchemy import event, func, select, text, update
+from sqlalchemy import func, select, text, update
 
 from anyblok_multi_engines.console.report import seen_in
 from anyblok_multi_engines.errors import OptionError
-from anyblok_multi_engines.testing import wait_until
+from anyblok_multi_engines.testing import recorded_decisions, wait_until
 from anyblok_multi_engines.tests.conftest import (
     Registries,
     restored_options,
@@ -239,51 +239,58 @@ class TestLines:
         assert registry.shadow_report().writers == {}
 
     def test_what_is_not_proven_is_told_with_the_reason(self, registry):
+        statement = text("SELECT setseed(0.5), title FROM book WHERE id = 42")
         for _ in range(3):
-            line = (
-                place(),
-                registry.execute(
-                    text(
-                        "SELECT setseed(0.5), title FROM book WHERE title = 'x1'"
-                    )
-                ),
-            )
+            line = place(), registry.execute(statement)
             registry.rollback()
 
-        ((key, number),) = rows(registry.shadow_report().unproven).items()
-        kind, because, sql, where = key
-        assert because == "function setseed() is volatile"
-        assert (kind, where, number) == ("unproven", line[0], (3,))
-        assert sql == "select setseed (?), title from book where title = ?"
+        other = place(), registry.connection()
+        registry.rollback()
+        assert rows(registry.shadow_report().unproven) == {
+            (
+                "write",
+                "function setseed() writes or locks",
+                "select setseed (?), title from book where id = ?",
+                line[0],
+            ): (3,),
+            (
+                "unproven",
+                "no statement: a bare connection",
+                "",
+                other[0],
+            ): (1,),
+        }
 
 
 class TestNothingElseChanges:
-    def test_servers_are_asked_the_same(
-        self, registry, make_registry, shared_servers, tmp_path
-    ):
+    def test_servers_are_asked_the_same(self, make_registry, servers, tmp_path):
         """By the statements in the servers' logs, against one server"""
-        plain = make_registry(
-            shared_servers.database, db_url=shared_servers.primary_url
-        )
-        plain.Session.remove()
+        shadow = options_of(servers, tmp_path, db_ro_urls=servers.replica_urls)
         found = []
-        for each in (plain, registry):
-            before = asked(shared_servers)
-            read_twice(each)
-            write(each)
-            visit(each)
-            with each.use_replicas():
-                read(each)
+        for values in ({"db_url": servers.primary_url}, shadow):
+            registry = make_registry(servers.database, **values)
+            if registry.shadow:
+                ready(registry)
 
-            each.System.Parameter.is_exist("no such")
-            each.rollback()
+            registry.Session.remove()
+            before = asked(servers)
+            read_twice(registry)
+            write(registry)
+            visit(registry)
+            with registry.use_replicas():
+                read(registry)
+
+            registry.System.Parameter.is_exist("no such")
+            registry.rollback()
             found.append(
                 [
                     statements[len(before[index]) :]
-                    for index, statements in enumerate(asked(shared_servers))
+                    for index, statements in enumerate(asked(servers))
                 ]
             )
+            registry.close()
 
+        assert registry.shadow_report().units.total() == 4
         assert found[0] == found[1]
         assert found[1][1:] == [[], []]
         assert len(found[1][0]) > 8
@@ -333,16 +340,15 @@ class TestNothingElseChanges:
         read_twice(registry)
 
     def test_decision_is_that_of_the_shadow_mode(self, registry):
-        made = []
-        event.listen(registry, "decision", made.append)
-        registry.execute(HELLO)
-        event.remove(registry, "decision", made.append)
+        with recorded_decisions(registry) as recorded:
+            registry.execute(HELLO)
+
         registry.rollback()
-        assert [str(x.decision) for x in made] == ["primary (shadow)"]
+        assert [str(x.made.decision) for x in recorded] == ["primary (shadow)"]
         decision = registry.explain("SELECT setseed(0.5)")
         assert str(decision) == (
             "primary (shadow: without it: primary "
-            "(not_a_read: function setseed() is volatile))"
+            "(not_a_read: function setseed() writes or locks))"
         )
 
     def test_replica_that_is_down_stops_nothing(self, registry, shared_servers):
