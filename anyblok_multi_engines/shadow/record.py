@@ -30,7 +30,8 @@ MAX_LENGTH = 300
 # In a reason: a piece of the statement, or what an error says of its values.
 QUOTED = re.compile(
     r"(?<=can't be parsed): near .*|(?<=can't be read) from .*"
-    r"|(?<=can't be compiled: )(?P<kept>\w+): .*",
+    r"|(?<=can't be compiled: )(?P<kept>\w+): .*"
+    r"|^(?:[^A-Za-z_]|[A-Za-z&]+').*(?= is not a SELECT)",
     re.DOTALL,
 )
 
@@ -406,4 +407,8 @@ def reason_without_values(because: str) -> str:
 
     :param because: of a need
     """
-    return QUOTED.sub(lambda found: found["kept"] or "", because)
+
+    def kept(found: re.Match[str]) -> str:
+        return found["kept"] or ("" if found.start() else "a value")
+
+    return QUOTED.sub(kept, because)

@@ -13,6 +13,7 @@ import sys
 import pytest
 from sqlalchemy import func, select, text, update
 
+from anyblok_multi_engines.console import report
 from anyblok_multi_engines.console.report import seen_in
 from anyblok_multi_engines.errors import OptionError
 from anyblok_multi_engines.testing import recorded_decisions, wait_until
@@ -351,7 +352,11 @@ class TestNothingElseChanges:
             "(not_a_read: function setseed() writes or locks))"
         )
 
-    def test_replica_that_is_down_stops_nothing(self, registry, shared_servers):
+    def test_replica_that_is_down_stops_nothing(
+        self, registry, shared_servers, options
+    ):
+        urls = shared_servers.replica_urls
+        options(**options_of(shared_servers, "nowhere", db_ro_urls=urls))
         shared_servers.first.stop()
         try:
             wait_until(
@@ -430,37 +435,40 @@ def work(pipe, registry, plan):
 
 class TestFiles:
     def test_processes_are_added_up_in_the_report(
-        self, shared_servers, tmp_path
+        self, registry, shared_servers
     ):
-        seen = tmp_path / "seen"
-        database = shared_servers.database
-        options = options_of(shared_servers, seen, db_name=database)
-        for number in (1, 2):
-            with process(work, options, number) as pipe:
-                assert pipe.recv() == number
+        """One that assumes a replica, and this one, which has two"""
+        directory = registry.shadow._path.parent
+        for path in directory.iterdir():
+            path.unlink()
 
-        (record,) = seen_in(seen, database).records
-        assert record.processes == 2
-        assert rows(record.units) == {"replica": (3,)}
-        assert record.replicas == ()
-        arguments = {"db_name": database, "db_ro_shadow_dir": str(seen)}
-        status, out, error = run("report", "--json", **arguments)
-        assert (status, error) == (0, "")
-        (found,) = json.loads(out)["databases"]
-        assert found["share"] == 1.0
-        (seen / "other.shadow.json").write_text("{}")
-        status, out, error = run("report", **arguments)
-        assert status == 1
-        assert "reads: 6, of which replicas would take 100.0%" in out
-        assert "assumed: one replica" in out
-        assert "can't be read, and left out: other.shadow.json" in out
-
-    def test_report_of_nothing_says_where_it_looked(self, tmp_path):
-        status, out, error = run(
-            "report", db_ro_shadow_dir=str(tmp_path / "none")
+        options = options_of(
+            shared_servers, directory, db_name=shared_servers.database
         )
-        assert (status, out) == (2, "")
-        assert str(tmp_path / "none") in error
+        with process(work, options, 2) as pipe:
+            assert pipe.recv() == 2
+
+        read_twice(registry)
+        write(registry)
+        registry.shadow.write()
+        (record,) = seen_in(directory, shared_servers.database).records
+        assert record.processes == 2
+        assert rows(record.units) == {"replica": (3,), "primary": (1,)}
+        assert record.replicas == ("replica1", "replica2")
+        assert seen_in(directory, "other").records == ()
+        (directory / "other.shadow.json").write_text("{}")
+        status, out, error = run(
+            "report", "--json", db_ro_shadow_dir=str(directory)
+        )
+        assert (status, error) == (1, "")
+        found = json.loads(out)
+        assert found["unread"] == ["other.shadow.json"]
+        assert found["databases"][0]["share"] == 1.0
+
+    def test_report_of_nothing_says_where_it_looked(self, options, tmp_path):
+        options(db_ro_shadow_dir=str(tmp_path / "none"))
+        with pytest.raises(OptionError, match="/none: a process in shadow"):
+            report.run()
 
     def test_nothing_of_the_data_is_in_them(self, registry):
         registry.execute(text("SELECT setseed(0.25), 'my secret', $$x$$"))
@@ -475,6 +483,10 @@ class TestFiles:
         assert path.parent.stat().st_mode & 0o077 == 0
 
     def test_forked_process_has_its_own(self, registry):
+        directory = registry.shadow._path.parent
+        for path in directory.iterdir():
+            path.unlink()
+
         read_twice(registry)
         pid = os.fork()
         if not pid:
@@ -485,7 +497,6 @@ class TestFiles:
 
         assert os.waitpid(pid, 0)[1] == 0
         registry.shadow.write()
-        directory = registry.shadow._path.parent
         found = [
             json.loads(path.read_text())["units"]
             for path in directory.iterdir()
