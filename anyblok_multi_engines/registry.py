@@ -190,9 +190,11 @@ class MultiEngines(RegistryBase):
         #: True in a registry that anyblok_createdb or anyblok_updatedb made
         self.is_maintained = _running_command() in MAINTENANCE_COMMANDS
         super().__init__(db_name, *args, **kwargs)
-        if self.shadow is not None:
+        # A command that maintains a database asks the primary alone.
+        watches = not (self.unittest or self.is_maintained)
+        if self.shadow is not None and watches:
             self._start_shadow(self.shadow)
-        elif self.topology.replicas and not self.unittest:
+        elif self.topology.replicas and watches:
             if not self.topology.read_only:
                 # After the load, which needs no replica.
                 self.monitor.step()
@@ -201,9 +203,6 @@ class MultiEngines(RegistryBase):
 
     def _start_shadow(self, shadow: Shadow) -> None:
         """Begin to note; nobody waits for a server"""
-        if self.unittest:
-            return
-
         shadow.start()
         if shadow.replicas:
             self.monitor.start()

@@ -842,6 +842,9 @@ class MixinSession(SessionBase):
                 self.forget_replica_reads()
 
             unit.checked, unit.checked_floor = True, floor
+            if unit.placement.replica is None and call.server is not None:
+                # It was asked before, behind then, and has been waited for.
+                unit.placement = unit.placement.with_replica(call.server)
         elif not unit.served:
             unit.placement = unit.placement.without_replica()
 
@@ -1073,8 +1076,22 @@ class MixinSession(SessionBase):
             self._is_reading = self._is_proven(call)
 
     def _is_proven(self, call: Call) -> bool:
-        """Return True where a statement is proven to be a plain read"""
-        return bool(self.anyblok.statements.need_of(call.clause).is_read)
+        """Return True where a statement is proven to be a plain read
+
+        Nobody asks while a registry is loaded, on the primary: the proof needs
+        the catalogue and the parser, and the start would wait for them.
+        """
+        registry = self.anyblok
+        return not registry.is_loading and bool(
+            registry.statements.need_of(call.clause).is_read
+        )
+
+    def _changes_schema(self, clause: Any) -> bool:
+        """Return True where a statement may change what the catalogue says"""
+        registry = self.anyblok
+        return bool(
+            registry.is_loading or registry.statements.change_schema(clause)
+        )
 
     def _take_slot(self, slots: Slots) -> None:
         """Let this unit of work read from the primary for want of a replica
@@ -1233,7 +1250,6 @@ class MixinSession(SessionBase):
 
             return
 
-        statements = self.anyblok.statements
         if decision.reason in DRAWN and call.server is not None:
             self.anyblok.reader().note_unit(call.server)
 
@@ -1245,7 +1261,7 @@ class MixinSession(SessionBase):
             self._note_seen(call.server)
         else:
             unit.fell_back |= decision.reason in FALLBACKS
-            unit.changed_schema |= statements.change_schema(call.clause)
+            unit.changed_schema |= self._changes_schema(call.clause)
 
         self._settle(unit)
 
@@ -1253,8 +1269,7 @@ class MixinSession(SessionBase):
         """Note what the next statement of a settled unit of work means"""
         unit = self._unit
         if not call.from_replica:
-            statements = self.anyblok.statements
-            unit.changed_schema |= statements.change_schema(call.clause)
+            unit.changed_schema |= self._changes_schema(call.clause)
         elif unit.seen is not None:
             unit.seen.at = monotonic()
 

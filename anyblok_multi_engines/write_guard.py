@@ -8,11 +8,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pickle import dumps
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import ClauseElement, Connection, event, inspect, select
+from sqlalchemy import (
+    ClauseElement,
+    Connection,
+    bindparam,
+    event,
+    inspect,
+    select,
+)
 from sqlalchemy import tuple_ as tuple_of
 from sqlalchemy.orm import LoaderCallableStatus, Session
 
@@ -30,7 +38,7 @@ from .provenance import (
 if TYPE_CHECKING:
     from .provenance import State
 
-    Execute = Callable[[Any], Any]
+    Execute = Callable[[Any, Any], Any]
 
 # A driver sends at most 65,535 parameters; a key may have several columns.
 ROWS_PER_QUERY = 1_000
@@ -95,7 +103,8 @@ def check_before_flush(session: Session) -> None:
     if updated or deleted:
         # What they loaded may have been in another session.
         expect_replica_reads(session)
-        _compare(session, session.execute, updated, deleted)
+        # The connection that the flush writes on: past what decides for a read.
+        _compare(session, session.connection().execute, updated, deleted)
 
 
 def check_before_bulk_save(session: Session, instances: Iterable[Any]) -> None:
@@ -288,19 +297,11 @@ def _differing(
     """
     key = tuple(table.primary_key)
     columns = dict.fromkeys([*key, *(x for row in rows for x in row.columns)])
-    of_rows = (
-        key[0].in_([row.key[0] for row in rows])
-        if len(key) == 1
-        else tuple_of(*key).in_([row.key for row in rows])
-    )
+    statement = _locking_select(table, tuple(columns), no_key)
+    wanted = [row.key[0] if len(key) == 1 else row.key for row in rows]
     found = {
         tuple(row[x] for x in key): row
-        for row in execute(
-            select(*columns)
-            .where(of_rows)
-            .order_by(*key)
-            .with_for_update(key_share=no_key)
-        ).mappings()
+        for row in execute(statement, {"keys": wanted}).mappings()
     }
     for row in rows:
         current = found.get(row.key)
@@ -317,6 +318,24 @@ def _differing(
         }
         if keys:
             yield row, keys
+
+
+# To make one takes as long as to execute it.
+@lru_cache(256)
+def _locking_select(table: Any, columns: tuple[Any, ...], no_key: bool) -> Any:
+    """Return what reads and locks rows of a table, by their keys
+
+    :param columns: that it reads
+    :param no_key: True: others may go on referring to the rows
+    """
+    key = tuple(table.primary_key)
+    of_rows = key[0] if len(key) == 1 else tuple_of(*key)
+    return (
+        select(*columns)
+        .where(of_rows.in_(bindparam("keys", expanding=True)))
+        .order_by(*key)
+        .with_for_update(key_share=no_key)
+    )
 
 
 def _same(type_: Any, one: Any, other: Any) -> bool:

@@ -214,19 +214,23 @@ def written_position(driver: Any) -> tuple[ConsistencyToken, str | None]:
     :exception: the driver's
     """
     refused = None
-    try:
-        with without_transaction(driver), driver.cursor() as cursor:
-            cursor.execute("BEGIN")
+    with without_transaction(driver), driver.cursor() as cursor:
+        cursor.execute("BEGIN")
+        try:
             for statement in WRITE.split(";"):
                 cursor.execute(statement)
+        except Exception as error:
+            refused = str(error).strip().partition("\n")[0]
 
-            cursor.execute("COMMIT")
-    except Exception as error:
-        refused = str(error).strip().partition("\n")[0]
-        with without_transaction(driver), driver.cursor() as cursor:
-            cursor.execute("ROLLBACK")
+        # Of a transaction that has failed, a rollback.
+        cursor.execute("COMMIT")
 
-    return primary_position(driver).position, refused
+    known = primary_position(driver)
+    if refused is None:
+        return known.position, None
+
+    # Nobody hurries to flush, and so to send, what a rollback has left.
+    return known.visible or known.position, refused
 
 
 def arrival_of(

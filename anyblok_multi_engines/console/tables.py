@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
+from rich.box import Box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -33,6 +33,9 @@ ROWS = 20
 
 # Columns that the tables need.
 WIDTH = 100
+
+# A line under the header, of a character that every terminal has.
+HEAD = Box("\n".join(["    ", "    ", " -- ", *["    "] * 5, ""]), ascii=True)
 
 STYLES = {
     # of a server
@@ -82,7 +85,8 @@ def of_status(report: Report) -> RenderableType:
         "server",
         "role",
         "status",
-        *("lag>", "position>", "latency>", "reads>", "connections>", "pool>"),
+        *("lag>", "position>", "latency>", "reads>", "clients>", "pool>"),
+        wrapped=["lag>"],
     )
     for state in report.servers:
         table.add_row(
@@ -106,7 +110,7 @@ def of_check(checked: Checked) -> RenderableType:
 
     :param checked: the findings
     """
-    table = _table("", "check", "about", "found", fill=True)
+    table = _table("", "check", "about", "found", wrapped=["found"])
     for finding in checked.findings:
         found = Text(finding.text)
         if finding.advice:
@@ -132,7 +136,10 @@ def of_explanation(explained: Explained) -> RenderableType:
     if len(explained.explanations) == 1:
         return Group(*_lines(explained.explanations[0]), *assumed)
 
-    table = _table("#>", "server", "reason", "because", "statement", fill=True)
+    table = _table(
+        *("#>", "server", "reason", "because", "statement"),
+        wrapped=["server", "because", "statement"],
+    )
     for number, one in enumerate(explained.explanations, start=1):
         table.add_row(
             Text(str(number)),
@@ -298,20 +305,20 @@ def _styled(word: str) -> Text:
     return Text(word, STYLES[word])
 
 
-def _table(*columns: str, fill: bool = False) -> Table:
+def _table(*columns: str, wrapped: Sequence[str]) -> Table:
     """Return an empty table
 
     :param columns: their names; ``>`` behind one of numbers
-    :param fill: True where the last cells may be long, and are wrapped
+    :param wrapped: those of them whose cells may be long
     """
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    wrapped: Sequence[str] = columns[3:] if fill else ()
+    table = Table(
+        box=HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for name in columns:
         table.add_column(
             name.removesuffix(">"),
             justify="right" if name.endswith(">") else "left",
             no_wrap=name not in wrapped,
-            overflow="fold",
         )
 
     return table

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Dialect, TextClause
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.schema import BaseDDLElement, Sequence
+from sqlalchemy.sql.cache_key import CacheKey
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.functions import FunctionElement
 
 from .catalogue import Catalogue
 from .need import NO_STATEMENT, Kind, Need
-from .sql import need_of_sql
 
 # The shapes of one application are thousands at most; past that the cache
 # starts anew rather than grow.
@@ -39,25 +39,53 @@ LATE_VALUE = re.compile(
     r"__\[POSTCOMPILE_\S+?(?:~~(.*?)~~REPL~~(.*?)~~)?\]", re.DOTALL
 )
 
+# In the dictionary of a statement: its need, and what that was worked out from.
+NOTE = "_anyblok_multi_engines_need"
 
-class Generation(NamedTuple):
+
+class Generation:
     """A catalogue, and the needs that it gave
 
-    :param needs: by SQLAlchemy's cache key, and by the text
+    :param catalogue: the primary's
     """
 
-    catalogue: Catalogue
-    needs: dict[Any, Need]
+    __slots__ = ("catalogue", "needs", "token")
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        #: by SQLAlchemy's cache key, and by the text
+        self.needs: dict[Any, Need] = {}
+        #: no other has it, nor a copy of a statement from a pickle
+        self.token = object()
+
+    def known(self, clause: Any, key: CacheKey | None) -> Need | None:
+        """Return the need of a shape, if it is known
+
+        It is noted on the statement: the key of a large one takes long to
+        hash, each time. A statement that is made of it has another key.
+
+        :param clause: of the shape
+        :param key: SQLAlchemy's, made once for each statement
+        """
+        if key is None:
+            return None
+
+        note = clause.__dict__.get(NOTE)
+        if note is not None and note[0] is key and note[1] is self.token:
+            return note[2]  # type: ignore[no-any-return]
+
+        need = self.needs.get(key.key)
+        if need is not None:
+            clause.__dict__[NOTE] = (key, self.token, need)
+
+        return need
 
     def remember(self, key: Any, need: Need) -> None:
         """Remember a need
 
-        :param key: hashable; None: it has none
+        :param key: hashable
         :param need: that the catalogue gave
         """
-        if key is None:
-            return
-
         if len(self.needs) >= MAX_SHAPES:
             self.needs.clear()
 
@@ -86,7 +114,7 @@ class Statements:
             text, until there is another catalogue. Default None: never
         """
         self.refresh = refresh
-        self._generation = Generation(catalogue, {})
+        self._generation = Generation(catalogue)
         self._refused: dict[str, Need] = {}
 
     @property
@@ -99,11 +127,11 @@ class Statements:
 
     @catalogue.setter
     def catalogue(self, catalogue: Catalogue) -> None:
-        self._generation = Generation(catalogue, {})
+        self._generation = Generation(catalogue)
 
     def forget(self) -> None:
         """Forget all needs; what a standby refused stays refused"""
-        self._generation = Generation(self.catalogue, {})
+        self._generation = Generation(self.catalogue)
 
     def refuse(self, clause: Any, because: str) -> None:
         """Remember that a standby has refused a statement of this shape
@@ -130,15 +158,16 @@ class Statements:
             return evident
 
         generation = self._generation
-        key = key_of(clause)
-        need = generation.needs.get(key)
+        key = _cache_key(clause)
+        need = generation.known(clause, key)
         if need is None:
             text = _text_of(clause)
             if isinstance(text, Need):
                 return text
 
             generation, need = self._judge(text, generation)
-            generation.remember(key, need)
+            if key is not None:
+                generation.remember(key.key, need)
 
         return need
 
@@ -158,7 +187,7 @@ class Statements:
         except AttributeError:
             return False
 
-        need = None if key is None else self._generation.needs.get(key.key)
+        need = self._generation.known(clause, key)
         return need is not None and need.kind is Kind.READ
 
     def change_schema(self, clause: Any) -> bool:
@@ -180,12 +209,15 @@ class Statements:
         if need is not None:
             return generation, need
 
+        # Not at the start: sqlglot takes 9 MB, and a tenth of a second.
+        from .sql import need_of_sql
+
         need = need_of_sql(text, generation.catalogue)
         if need.unknown and self.refresh is not None:
             # It may have been created since the catalogue was read.
             catalogue = self.refresh()
             if catalogue is not None and catalogue != generation.catalogue:
-                generation = self._generation = Generation(catalogue, {})
+                generation = self._generation = Generation(catalogue)
                 need = need_of_sql(text, catalogue)
 
         generation.remember(text, need)
@@ -245,17 +277,10 @@ def _evident_need(clause: Any) -> Need | None:
     return None
 
 
-def key_of(clause: Any) -> Any:
-    """Return a hashable that statements of the same SQL share, or None
-
-    :param clause: any executable of SQLAlchemy, or SQL as a text
-    """
-    if isinstance(clause, str):
-        return clause
-
+def _cache_key(clause: Any) -> CacheKey | None:
+    """Return what statements of the same SQL share, or None"""
     generate = getattr(clause, "_generate_cache_key", None)
-    key = generate() if generate is not None else None
-    return None if key is None else key.key
+    return None if generate is None else generate()
 
 
 def _unproven(because: str) -> Need:

@@ -43,7 +43,7 @@ from ..routing.decision import (
 from ..routing.intent import OPTION, Intent
 from ..routing.intent import REPLICA as ANY_REPLICA
 from ..routing.need import Need
-from ..routing.statements import Statements, key_of, shape_of
+from ..routing.statements import Statements, shape_of
 from ..routing.transaction import NOWHERE as NOT_PLACED
 from ..session import FALLBACKS, SESSION
 from . import files, record
@@ -535,7 +535,7 @@ class Shadow:
         if clause is None:
             return ""
 
-        key = key_of(clause)
+        key = _key_of(clause)
         found = self._texts.get(key)
         if found is None:
             try:
@@ -638,6 +638,13 @@ def _missing(health: ServerHealth, at: float) -> float:
     # Of what came after the last look: it is taken to be as late as then.
     asked_at = seen.asked_at if at <= seen.asked_at else time.monotonic()
     return at - (asked_at - lag.seconds)
+
+
+def _key_of(clause: Any) -> Any:
+    """Return a hashable that statements of the same text share, or None"""
+    generate = getattr(clause, "_generate_cache_key", None)
+    key = None if generate is None else generate()
+    return None if key is None else key.key
 
 
 def _nothing() -> None:

@@ -5,29 +5,31 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """Pytest fixtures: a cluster for the session, healed after each test.
 
-They are had by a line in a ``conftest.py``::
-
-    pytest_plugins = ["anyblok_multi_engines.testing.fixtures"]
+The entry point of :mod:`~.plugin` brings them along.
 """
 
+from __future__ import annotations
+
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .cluster import Cluster
+if TYPE_CHECKING:
+    from .application import Rows
+    from .cluster import Cluster
 
 #: Where a test's server logs began, in bytes by name of the server.
-log_starts = pytest.StashKey[tuple[Cluster, dict[str, int]]]()
+log_starts: pytest.StashKey[tuple[Cluster, dict[str, int]]] = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
-def anyblok_cluster_options() -> dict[str, Any]:
+def anyblok_cluster_options(pytestconfig: pytest.Config) -> dict[str, Any]:
     """Arguments for the session's Cluster; override it to have others.
 
-    :rtype: dict of arguments, here {"replicas": 2}
+    :rtype: dict of arguments, here the option anyblok_cluster_replicas
     """
-    return {"replicas": 2}
+    return {"replicas": int(pytestconfig.getini("anyblok_cluster_replicas"))}
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +43,8 @@ def anyblok_cluster_session(
 
     :rtype: :class:`~.cluster.Cluster`
     """
+    from .cluster import Cluster
+
     with Cluster(**anyblok_cluster_options) as cluster:
         yield cluster
 
@@ -64,6 +68,48 @@ def anyblok_cluster(
     yield cluster
     cluster.close_proxies()
     cluster.heal()
+
+
+@pytest.fixture(scope="session")
+def anyblok_replicated_database(
+    anyblok_cluster_session: Cluster, pytestconfig: pytest.Config
+) -> Iterator[tuple[Any, Rows]]:
+    """A registry of the application's bloks on the cluster, and its rows.
+
+    The bloks are those of pytest's option anyblok_bloks, or else those that
+    are installed in the database that AnyBlok's options name.
+
+    :rtype: (registry, Rows)
+    """
+    from .application import replicated_registry
+
+    with replicated_registry(
+        anyblok_cluster_session,
+        "anyblok_replicated",
+        pytestconfig.getini("anyblok_bloks"),
+    ) as made:
+        yield made
+
+
+@pytest.fixture
+def anyblok_replicated_registry(
+    anyblok_replicated_database: tuple[Any, Rows], anyblok_cluster: Cluster
+) -> Iterator[Any]:
+    """A registry of the application's bloks whose replicas serve its reads.
+
+    It commits for real, and routes as in production. Afterwards every row is
+    as it was before; sequences go on.
+
+    :rtype: AnyBlok's registry
+    """
+    registry, rows = anyblok_replicated_database
+    yield registry
+    registry.rollback()
+    registry.Session.remove()
+    anyblok_cluster.heal()
+    rows.restore()
+    registry.System.Cache.invalidate_all()
+    registry.rollback()
 
 
 @pytest.hookimpl(wrapper=True)

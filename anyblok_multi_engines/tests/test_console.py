@@ -164,9 +164,13 @@ class TestStatus:
             lambda: first.query(age)[0][0] > 0.5,
         )
         options(**urls_of(cluster), db_ro_max_lag="0.4")
+        looks = []
         with Servers() as servers:
+            step = servers.monitor.step
+            servers.monitor.step = lambda: looks.append(step())
             replica = look(servers).servers[1]
 
+        assert len(looks) == 2, "one look doesn't tell late from slow"
         options(db_ro_max_lag=None)
         primary.execute("delete from book", database=DATABASE)
         assert replica.status == "lagging"
@@ -222,6 +226,30 @@ def role(server, options):
     )
     yield "locked"
     server.execute("drop role locked")
+
+
+@contextmanager
+def refused(server, function):
+    """Have a function be the superuser's alone, with all its overloads"""
+    overloads = server.query(
+        "select oid::regprocedure::text from pg_proc where proname = %s",
+        [function],
+    )
+    names = ", ".join(name for (name,) in overloads)
+    server.execute(
+        f"revoke execute on function {names} from public", database=DATABASE
+    )
+    try:
+        yield
+    finally:
+        server.execute(
+            f"grant execute on function {names} to public", database=DATABASE
+        )
+
+
+def as_locked(url):
+    """Return a URL with the role of a test"""
+    return url.replace("postgres@", "locked@")
 
 
 @pytest.fixture
@@ -358,9 +386,7 @@ class TestCheck:
                 "alter role locked set default_transaction_read_only = on",
             )
             cluster.wait_for_replay()
-            locked = cluster.primary.url(DATABASE, DRIVER).replace(
-                "postgres@", "locked@"
-            )
+            locked = as_locked(cluster.primary.url(DATABASE, DRIVER))
             found = problems(**urls_of(cluster, db_wo_url=locked))
 
         assert [x[:3] for x in found] == [
@@ -383,31 +409,40 @@ class TestCheck:
         ]
 
     def test_role_that_may_not_ask_for_positions(self, cluster, problems):
-        name = "pg_control_system()"
-        with role(cluster.primary, "login"):
-            cluster.primary.execute(
-                f"revoke execute on function {name} from public",
-                database=DATABASE,
-            )
+        urls = urls_of(cluster)
+        with (
+            role(cluster.primary, "login"),
+            refused(cluster.primary, "pg_control_system"),
+        ):
             cluster.wait_for_replay()
-            urls = urls_of(cluster)
-            urls = {
-                "db_wo_url": urls["db_wo_url"].replace("postgres@", "locked@"),
-                "db_ro_urls": [
-                    x.replace("postgres@", "locked@")
-                    for x in urls["db_ro_urls"]
-                ],
-            }
-            try:
-                found = problems(**urls)
-            finally:
-                cluster.primary.execute(
-                    f"grant execute on function {name} to public",
-                    database=DATABASE,
-                )
+            found = problems(
+                db_wo_url=as_locked(urls["db_wo_url"]),
+                db_ro_urls=[as_locked(url) for url in urls["db_ro_urls"]],
+            )
 
         everyone = "primary, replica1, replica2"
         assert [x[:3] for x in found] == [("warning", "cluster", everyone)]
+
+    def test_role_that_may_not_write_a_message(self, cluster, options):
+        """What has been rolled back before isn't sent"""
+        primary = cluster.primary
+        locked = as_locked(primary.url(DATABASE, DRIVER))
+        with (
+            role(primary, "login in role pg_read_all_stats"),
+            refused(primary, "pg_logical_emit_message"),
+        ):
+            cluster.wait_for_replay()
+            options(**urls_of(cluster, db_wo_url=locked))
+            with primary.connection(DATABASE) as other:
+                other.autocommit = False
+                other.cursor().execute("insert into book values (9)")
+                other.rollback()
+
+            with Servers() as servers:
+                facts = facts_of(servers)
+
+        assert "permission denied" in facts.unforced
+        assert all(x.arrival.reached for x in facts.replicas)
 
 
 @contextmanager

@@ -28,10 +28,10 @@ from anyblok_multi_engines.errors import (
 )
 from anyblok_multi_engines.freshness import UNITS_ON_ONE
 from anyblok_multi_engines.reader import Reader, Seen, serving
-from anyblok_multi_engines.routing.decision import Reason
+from anyblok_multi_engines.routing.decision import Decision, Reason
 from anyblok_multi_engines.testing import wait_until
 
-from .conftest import DRIVER
+from .conftest import DRIVER, PORT
 
 REPLICAS = {"replica1", "replica2"}
 FUNCTIONS = "pg_current_wal_insert_lsn(), pg_last_wal_replay_lsn()"
@@ -693,6 +693,17 @@ class TestWait:
             write(registry)
             assert "x" in titles(registry)
             assert unit(registry, servers) in REPLICAS
+
+    def test_places_the_unit_of_work_where_it_has_waited(self, make, servers):
+        registry = make(db_ro_wait=5.0)
+        titles(registry)
+        for replica in servers.cluster.replicas:
+            replica.delay_replay(0.2)
+
+        write(registry)
+        where = servers.served_by(registry)
+        decision = registry.explain(PORT)
+        assert decision == Decision(where, Reason.ALREADY_ON_REPLICA)
 
     def test_ends(self, make, servers):
         registry = make(db_ro_wait=0.3)

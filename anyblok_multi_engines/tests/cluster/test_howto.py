@@ -28,7 +28,8 @@ def test_code_of_the_howto(tmp_path: Path) -> None:
     run = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-W", "error"),
-            *("-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path),
+            *("-p", "no:cacheprovider", "-o", "anyblok_bloks=anyblok-core"),
+            *("--rootdir", tmp_path, tmp_path),
         ],
         cwd=tmp_path,
         capture_output=True,

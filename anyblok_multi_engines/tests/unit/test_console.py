@@ -16,7 +16,8 @@ from rich.console import Console
 from sqlalchemy import make_url
 
 from anyblok_multi_engines.consistency import ConsistencyToken
-from anyblok_multi_engines.console import application, options, tables
+from anyblok_multi_engines.console import application, tables
+from anyblok_multi_engines.console import options as our_options
 from anyblok_multi_engines.console.check import Checked
 from anyblok_multi_engines.console.details import Details
 from anyblok_multi_engines.console.explain import (
@@ -95,16 +96,16 @@ class TestOptions:
         ],
     )
     def test_statements_are_split(self, text, statements):
-        assert list(options.split(text)) == statements
+        assert list(our_options.split(text)) == statements
 
     def test_text_without_an_end_is_refused(self):
         with pytest.raises(OptionError, match="can't be read"):
-            list(options.split("select 'x"))
+            list(our_options.split("select 'x"))
 
     def test_every_command_has_its_help(self):
-        assert tuple(application.COMMANDS) == options.COMMANDS
+        assert tuple(application.COMMANDS) == our_options.COMMANDS
         for name in application.COMMANDS:
-            assert f"  {name}" in options.DESCRIPTION
+            assert f"  {name}" in our_options.DESCRIPTION
 
 
 class TestPasswords:
@@ -622,12 +623,19 @@ class TestExplain:
     def test_without_a_catalogue_the_text_says(self, statement, kind):
         assert need_of(statement, AssumedCatalogue()).kind == kind
 
+    def test_without_a_catalogue_an_option_says_what_writes(self, options):
+        options(db_wo_functions=["app.bump"])
+        need = need_of("select app.bump()", AssumedCatalogue())
+        options(db_wo_functions=None)
+        assert need.because == "function bump() is declared to write"
+        assert need_of("select app.bump()", AssumedCatalogue()).is_read
+
 
 def test_rich_that_is_missing_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     monkeypatch.setattr(
         application.importlib.util, "find_spec", lambda name: None
     )
-    monkeypatch.setattr(options, "as_json", lambda: False)
+    monkeypatch.setattr(our_options, "as_json", lambda: False)
     with pytest.raises(LookupError, match=r"anyblok_multi_engines\[console\]"):
         application.needs_rich()

@@ -5,8 +5,10 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """What a statement of SQLAlchemy needs, and what is remembered of it."""
 
+import pickle
 from dataclasses import replace
 from threading import Thread
+from timeit import repeat
 
 import pytest
 from sqlalchemy import (
@@ -68,7 +70,7 @@ from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.expression import ColumnElement
 from sqlalchemy.types import TypeDecorator
 
-from anyblok_multi_engines.routing import statements
+from anyblok_multi_engines.routing import sql, statements
 from anyblok_multi_engines.routing.need import NO_STATEMENT, READ, Kind
 from anyblok_multi_engines.routing.statements import (
     Statements,
@@ -537,13 +539,13 @@ def test_shape_of_an_in_has_the_function_of_its_type():
 def judged(monkeypatch):
     """Give the texts that have been judged, in this order"""
     texts = []
-    need_of_sql = statements.need_of_sql
+    need_of_sql = sql.need_of_sql
 
-    def noting(sql, catalogue):
-        texts.append(sql)
-        return need_of_sql(sql, catalogue)
+    def noting(text, catalogue):
+        texts.append(text)
+        return need_of_sql(text, catalogue)
 
-    monkeypatch.setattr(statements, "need_of_sql", noting)
+    monkeypatch.setattr(sql, "need_of_sql", noting)
     return texts
 
 
@@ -599,6 +601,8 @@ def test_options_of_a_statement_are_a_part_of_its_shape():
     known = Statements(CATALOGUE)
     plain = select(Desk.id, Desk).options(lazyload("*"))
     assert known.need_of(plain).is_read
+    # It is noted on the statement now, of which the others are made.
+    assert known.need_of(plain).is_read
     assert not known.need_of(plain.options(joinedload(Desk.late))).is_read
     assert not known.need_of(plain.with_for_update()).is_read
     translated = plain.execution_options(schema_translate_map={None: "x"})
@@ -619,6 +623,27 @@ def test_shapes_are_bounded(monkeypatch):
 NEWER = replace(CATALOGUE, relations={**CATALOGUE.relations})
 NEWER.relations["public", "fresh"] = READ
 FRESH = text("select * from fresh")
+
+
+def test_need_of_a_statement_does_not_outlive_its_catalogue_in_a_pickle():
+    known = Statements(NEWER)
+    statement = select(column("n")).select_from(text("fresh"))
+    assert known.need_of(statement).is_read
+    assert known.need_of(statement).is_read
+    copy = pickle.loads(pickle.dumps(statement))
+    assert not Statements(CATALOGUE).need_of(copy).is_read
+
+
+def test_statement_seen_before_costs_the_same_whatever_its_size():
+    known = Statements(CATALOGUE)
+    taken = []
+    for size in (2, 250):
+        statement = select(Book.id).where(*(Book.id != n for n in range(size)))
+        assert known.need_of(statement).is_read
+        taken.append(min(repeat(lambda: known.need_of(statement), number=100)))  # noqa: B023
+
+    small, large = taken
+    assert large < 3 * small
 
 
 def test_another_catalogue_forgets_the_needs():

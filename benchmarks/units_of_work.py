@@ -1,0 +1,122 @@
+# This file is a part of the AnyBlok Multi Engines project
+#
+# This Source Code Form is subject to the terms of the Mozilla Public License,
+# v. 2.0. If a copy of the MPL was not distributed with this file,You can
+# obtain one at http://mozilla.org/MPL/2.0/.
+"""What a unit of work takes, against AnyBlok without the plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .bench import Bench, Worker
+from .method import Measured, Row, in_turns
+
+PAIR = ("ours", "stock")
+
+
+#: Seconds of the network, where it is slow.
+DELAY = 0.001
+
+
+def select_open(bench: Bench) -> Iterator[Row]:
+    """One SELECT in an open unit of work"""
+    measured = taken(bench, "select_open", 50, bench.ours(), bench.stock())
+    yield measured.row(
+        "select-open",
+        "One SELECT in an open unit of work, on a replica",
+        PAIR,
+        bar=1.05,
+    )
+
+
+def select_unit(bench: Bench) -> Iterator[Row]:
+    """A unit of work of one SELECT"""
+    measured = taken(bench, "select_unit", 50, bench.ours(), bench.stock())
+    yield measured.row(
+        "select-unit",
+        "One SELECT on a replica, and the end of the unit of work",
+        PAIR,
+        bar=0.7,
+    )
+
+
+def select_unit_far(bench: Bench) -> Iterator[Row]:
+    """The same, where each round trip takes 1 ms more"""
+    far = bench.proxies(DELAY)
+    primary, replicas = far[0], far[1:]
+    measured = in_turns(
+        {
+            "ours": bench.ours(primary, replicas).does("select_unit"),
+            "stock": bench.stock(primary).does("select_unit"),
+        },
+        bench.plan(20, 4),
+    )
+    yield measured.row(
+        "select-unit-far",
+        "The same with 1 ms of network delay",
+        PAIR,
+        bar=0.45,
+    )
+
+
+def insert_unit(bench: Bench) -> Iterator[Row]:
+    """A unit of work of one INSERT"""
+    eventual = bench.ours(db_ro_consistency="eventual")
+    measured = taken(
+        bench, "insert_unit", 20, bench.ours(), bench.stock(), eventual
+    )
+    what = "One INSERT and its commit, {}"
+    yield measured.row(
+        "insert-session", what.format("session consistency"), PAIR, bar=1.25
+    )
+    yield measured.row(
+        "insert-eventual",
+        what.format("eventual consistency"),
+        ("ours, eventual", "stock"),
+        bar=1.05,
+    )
+
+
+def read_modify_write(bench: Bench) -> Iterator[Row]:
+    """An object that a replica has loaded is changed and committed"""
+    pair = {"ours": bench.ours(), "stock": bench.stock()}
+    plan = bench.plan(10, 10)
+    for worker in pair.values():
+        bench.give_rows(worker, plan.size * (plan.turns * plan.rounds + 1))
+
+    pair["ours"].ask("share")
+    unit = "read_modify_write"
+    measured = in_turns({x: pair[x].does(unit) for x in pair}, plan)
+    share = pair["ours"].ask("share")
+    yield measured.row(
+        "read-modify-write",
+        "An object is read, changed and committed, with the write guard",
+        PAIR,
+        bar=1.6,
+        note=f"a replica has loaded it in {share:.0%}",
+    )
+
+
+def taken(
+    bench: Bench,
+    unit: str,
+    size: int,
+    ours: Worker,
+    stock: Worker,
+    eventual: Worker | None = None,
+) -> Measured:
+    """Return what a unit of work takes, with all who can do it
+
+    :param unit: its name
+    :param size: how many of a contender, one after the other
+    """
+    contenders = {"ours": ours, "stock": stock, "ours, eventual": eventual}
+    if not bench.quick:
+        for name in ("advanced-alchemy", "recipe"):
+            contenders[name] = bench.plain(name)
+
+    return in_turns(
+        {name: x.does(unit) for name, x in contenders.items() if x},
+        bench.plan(size, 20),
+    )
