@@ -25,6 +25,7 @@ from . import (
     monitor,
     process,
     report,
+    shadow,
     throughput,
     units_of_work,
 )
@@ -47,6 +48,7 @@ SUBJECTS: dict[str, Callable[[Bench], Iterable[Result]]] = {
     "many-replicas": growth.replicas,
     "threads": growth.threads,
     "shapes": growth.shapes,
+    "shadow": shadow.shadow,
     "start": process.start,
     "createdb": process.createdb,
     "memory": process.memory,

@@ -174,7 +174,7 @@ def _of_record(record: Record) -> Iterator[RenderableType]:
         f"{since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S}",
     )
     yield Text("\n".join(record.summary()) + "\n")
-    table = _table("statements>", "would go to", "reason", "")
+    table = _table("statements>", "would go to", "reason", "", wrapped=[])
     for (where, reason, kind), (number,) in record.statements.sorted(0):
         told = "" if kind == READ else "not a read"
         table.add_row(*map(Text, (str(number), where, reason, told)))
@@ -191,7 +191,8 @@ def _of_writers(record: Record) -> Iterator[RenderableType]:
 
     yield Text("\nUnits of work that only read, but for one line:", "bold")
     table = _table(
-        "units of work>", "reads kept>", "what it does", "line", fill=True
+        *("units of work>", "reads kept>", "what it does", "line"),
+        wrapped=["what it does", "line"],
     )
     rows = record.writers.sorted(0, 1)
     for (what, place), (units, reads) in rows[:ROWS]:
@@ -206,7 +207,10 @@ def _of_unproven(record: Record) -> Iterator[RenderableType]:
         return
 
     yield Text("\nNot proven to be reads, and so the primary's:", "bold")
-    table = _table("times>", "kind", "because", "line", "text", fill=True)
+    table = _table(
+        *("times>", "kind", "because", "line", "text"),
+        wrapped=["because", "line", "text"],
+    )
     rows = record.unproven.sorted(0)
     for (kind, because, sql, place), (number,) in rows[:ROWS]:
         table.add_row(
@@ -230,7 +234,7 @@ def _of_ages(record: Record) -> Iterator[RenderableType]:
         "session:",
         "bold",
     )
-    table = _table("within>", "units of work>", "of all>")
+    table = _table("within>", "units of work>", "of all>", wrapped=[])
     sofar, total = 0, record.units.total()
     for end in AGES:
         sofar += record.ages.total(f"{end:g}")
