@@ -8,12 +8,14 @@
 import json
 import logging
 import os
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, text, update
 
-from anyblok_multi_engines.console import report
+from anyblok_multi_engines.console import report, tables
 from anyblok_multi_engines.console.report import seen_in
 from anyblok_multi_engines.errors import OptionError
 from anyblok_multi_engines.testing import recorded_decisions, wait_until
@@ -25,6 +27,8 @@ from anyblok_multi_engines.tests.processes import process
 from anyblok_multi_engines.tests.test_console import run
 
 HELLO = select(func.upper("hello"))
+
+PROGRAM = Path(__file__).parents[2] / "doc" / "howto" / "try_it_out.py"
 
 # What a statement under use_primary() is.
 ASKED = ("primary", "caller_wants_primary", "read")
@@ -510,3 +514,25 @@ def test_shadow_needs_a_primary(options, servers):
     options(db_ro_urls=servers.replica_urls, db_ro_shadow=True)
     with pytest.raises(OptionError, match="--db-ro-shadow"):
         RegistryManager.get(servers.database)
+
+
+@pytest.mark.skipif(
+    not PROGRAM.exists(), reason="an installed package has no documentation"
+)
+def test_page_shows_what_its_application_gives(registry, shared_servers):
+    """A day of it, and the summary of the report"""
+    page = PROGRAM.with_name("try-it-out.rst").read_text(encoding="utf-8")
+    runpy.run_path(str(PROGRAM))["a_day"](registry)
+    record = registry.shadow_report()
+    for line in str(record).splitlines():
+        assert line in page
+
+    ((what, where), numbers) = record.writers.sorted(1)[0]
+    source = PROGRAM.read_text(encoding="utf-8").splitlines()
+    number = int(where.rpartition(":")[2])
+    assert what == "Model.Book"
+    assert "visited.values" in source[number - 1]
+    assert numbers == [20, 20]
+    assert f"try_it_out.py:{number}" in page
+    if os.environ.get("SHOW"):
+        tables.console().print(tables.of_shadow(report.Seen((record,))))

@@ -144,6 +144,8 @@ def test_every_option_is_told():
         "--db-ro-fallback-limit",
         "--db-ro-policy",
         "--db-ro-weights",
+        "--db-ro-shadow",
+        "--db-ro-shadow-dir",
         "--db-ro-sticky",
     ]
     for option in our_options():
