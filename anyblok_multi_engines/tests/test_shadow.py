@@ -10,11 +10,13 @@ import logging
 import os
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, text, update
 
+from anyblok_multi_engines.consistency import Consistency
 from anyblok_multi_engines.console import report, tables
 from anyblok_multi_engines.console.report import seen_in
 from anyblok_multi_engines.errors import OptionError
@@ -86,10 +88,16 @@ def module_shadow(shared_servers, tmp_path_factory):
 
 @pytest.fixture
 def registry(module_shadow, shared_servers):
-    """Give it with nothing noted, of a session that has never written"""
-    ready(module_shadow)
+    """Give it with nothing noted, of a session that has never written
+
+    Whether a replica is a moment behind is of no consequence.
+    """
+    freshness = ready(module_shadow).freshness
+    options = freshness.options
+    freshness.options = replace(options, consistency=Consistency.EVENTUAL)
     module_shadow.reader().shadow_wrote_at = None
     yield module_shadow
+    freshness.options = options
     module_shadow.rollback()
     module_shadow.Session.remove()
     shared_servers.cluster.primary.execute(
@@ -382,16 +390,22 @@ def asked(servers):
 
 class TestFreshness:
     def test_replicas_that_are_behind_are_told(self, registry, shared_servers):
+        freshness = registry.freshness
+        freshness.options = replace(
+            freshness.options, consistency=Consistency.SESSION
+        )
         replicas = shared_servers.cluster.replicas
         for replica in replicas:
             replica.pause_replay()
 
         try:
             write(registry)
+            at = registry.shadow.wrote_at
             wait_until(
                 "the monitor did not see that they are behind",
                 lambda: all(
-                    (lag := registry.health().of(name).lag) and lag.bytes
+                    (health := registry.health().of(name)).lag.bytes
+                    and health.observation.asked_at > at
                     for name in ("replica1", "replica2")
                 ),
             )
