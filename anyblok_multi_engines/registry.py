@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from logging import getLogger
 from random import choice, random
-from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -714,7 +713,11 @@ class MultiEngines(RegistryBase):
         :param reader: who has written
         :rtype: as of :meth:`consistency_token`
         """
-        return self.freshness.token_of(reader)
+        token = self.freshness.token_of(reader)
+        if self.shadow is not None and token is not None:
+            self.shadow.note_token_given(reader, token)
+
+        return token
 
     def read_after(self, token: str) -> None:
         """Let this session's later reads be at least as fresh as a token
@@ -727,7 +730,8 @@ class MultiEngines(RegistryBase):
             another cluster
         """
         self.freshness.read_after(self.reader(), token)
-        self._note_token(self.reader())
+        if self.shadow is not None:
+            self.shadow.note_token(self.reader(), token)
 
     def accept_token(self, token: str, reader: Reader) -> bool:
         """Let a reader's later reads be at least as fresh as a token
@@ -740,18 +744,15 @@ class MultiEngines(RegistryBase):
         """
         try:
             self.freshness.read_after(reader, token)
-            self._note_token(reader)
+            if self.shadow is not None:
+                self.shadow.note_token(reader, token)
+
         except ConsistencyTokenError:
             # In read-only mode there is none.
             reader.wants_primary = not self.topology.read_only
             return False
 
         return True
-
-    def _note_token(self, reader: Reader) -> None:
-        """Take a token for a write of now, in shadow mode: when, it says not"""
-        if self.shadow is not None:
-            reader.shadow_wrote_at = monotonic()
 
     @property
     def reads_by_age(self) -> bool:

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 
     from ..fallback import Fallback
     from ..health.model import ServerHealth
+    from ..reader import Reader
     from ..topology import Topology
 
 logger = getLogger(__name__)
@@ -76,7 +77,7 @@ PAUSE = 1.0
 # Seconds that the thread is waited for at the end.
 PATIENCE = 5.0
 
-# Statements whose text is remembered.
+# Statements whose text is remembered; and tokens.
 MAX_TEXTS = 1_000
 
 # Of a replica that isn't there.
@@ -163,6 +164,8 @@ class Shadow:
         #: the names of the models, by those of their tables
         self.models: dict[str, str] = {}
         self._texts: dict[Any, str] = {}
+        # Moments of time.monotonic(), at which they were heard of first.
+        self._tokens: dict[str, float] = {}
         self._is_on = True
         self._has_told = False
         self._pid = os.getpid()
@@ -205,6 +208,7 @@ class Shadow:
 
     def stop(self) -> None:
         """End the thread, and write the file"""
+        _shadows.discard(self)
         self._stopped.set()
         self._woken.set()
         if self._thread is not None:
@@ -328,6 +332,32 @@ class Shadow:
         if unit.placement.wrote:
             reader = session.anyblok.reader()
             reader.shadow_wrote_at = self.wrote_at = time.monotonic()
+
+    def note_token_given(self, reader: Reader, token: str) -> None:
+        """Note when that was written which a token stands for
+
+        :param reader: who has written
+        :param token: of its last write
+        """
+        if reader.shadow_wrote_at is not None:
+            self._remember_token(token, reader.shadow_wrote_at)
+
+    def note_token(self, reader: Reader, token: str) -> None:
+        """Note that a reader must see what was written before a token
+
+        A token doesn't say when: before this process has heard of it first.
+
+        :param reader: who reads
+        :param token: that it was given
+        """
+        at = self._remember_token(token, time.monotonic())
+        reader.shadow_wrote_at = max(at, reader.shadow_wrote_at or at)
+
+    def _remember_token(self, token: str, at: float) -> float:
+        if len(self._tokens) >= MAX_TEXTS:
+            self._tokens.clear()
+
+        return self._tokens.setdefault(token, at)
 
     def note_end(self, unit: Unit) -> None:
         """Note the end of a unit of work
@@ -551,7 +581,7 @@ class Shadow:
 
         return found
 
-    def _wrote_lately(self, reader: Any) -> bool:
+    def _wrote_lately(self, reader: Reader) -> bool:
         """Return True while the primary alone would do: without positions"""
         freshness = self._registry.freshness
         if freshness.has_positions:
@@ -560,7 +590,7 @@ class Shadow:
         age = self._age_of_write(reader)
         return age is not None and age < freshness.options.sticky
 
-    def _age_of_write(self, reader: Any) -> float | None:
+    def _age_of_write(self, reader: Reader) -> float | None:
         """Return how long ago a session has written, in seconds
 
         :param reader: who reads

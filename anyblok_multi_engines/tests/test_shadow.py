@@ -32,6 +32,8 @@ HELLO = select(func.upper("hello"))
 
 PROGRAM = Path(__file__).parents[2] / "doc" / "howto" / "try_it_out.py"
 
+OTHERS_TOKEN = "of another process"
+
 # What a statement under use_primary() is.
 ASKED = ("primary", "caller_wants_primary", "read")
 
@@ -431,6 +433,19 @@ class TestFreshness:
         ages = registry.shadow_report().ages
         assert ages.total() == 2
         assert ages[("",)] == [1]
+
+    def test_token_counts_from_when_it_was_heard_of(self, registry):
+        write(registry)
+        wrote_at = registry.reader().shadow_wrote_at
+        mine = registry.consistency_token()
+        for token, at in ((mine, wrote_at), (OTHERS_TOKEN, None)):
+            moments = []
+            for _ in range(2):
+                registry.reader().shadow_wrote_at = None
+                registry.shadow.note_token(registry.reader(), token)
+                moments.append(registry.reader().shadow_wrote_at)
+
+            assert moments == [at or moments[0]] * 2
 
     def test_token_counts_as_a_write(self, registry):
         write(registry)
