@@ -20,6 +20,8 @@ from anyblok_multi_engines.consistency import Consistency
 from anyblok_multi_engines.console import report, tables
 from anyblok_multi_engines.console.report import seen_in
 from anyblok_multi_engines.errors import OptionError
+from anyblok_multi_engines.session import Call
+from anyblok_multi_engines.shadow import mode
 from anyblok_multi_engines.testing import recorded_decisions, wait_until
 from anyblok_multi_engines.tests.conftest import (
     Registries,
@@ -171,6 +173,16 @@ class TestFigures:
         registry.session.get_bind()
         registry.rollback()
         assert registry.shadow_report().statements == {}
+
+    def test_execution_that_asks_twice_counts_once(self, registry):
+        """As an ORM bulk insert does"""
+        call = Call(None)
+        for _ in range(2):
+            registry.session.get_bind(clause=HELLO, anyblok_call=call)
+
+        registry.rollback()
+        assert rows(registry.shadow_report().units) == {"replica": (1,)}
+        assert registry.shadow_report().reads == 1
 
     def test_flush_that_sends_nothing_moves_nothing(self, registry):
         registry.Shelf.insert(name="one")
@@ -525,10 +537,12 @@ class TestFiles:
         if not pid:
             read_twice(registry)
             read_twice(registry)
-            registry.shadow.write()
+            # As its end does.
+            mode._write_all()
             os._exit(0)
 
         assert os.waitpid(pid, 0)[1] == 0
+        assert len(list(directory.iterdir())) == 1
         registry.shadow.write()
         found = [
             json.loads(path.read_text())["units"]
