@@ -533,22 +533,28 @@ class TestFiles:
             path.unlink()
 
         read_twice(registry)
+        told, tell = os.pipe()
         pid = os.fork()
         if not pid:
-            read_twice(registry)
-            read_twice(registry)
+            for _ in range(5):
+                read_twice(registry)
+
+            os.read(told, 1)
             # As its end does.
             mode._write_all()
             os._exit(0)
 
-        assert os.waitpid(pid, 0)[1] == 0
-        assert len(list(directory.iterdir())) == 1
+        read_twice(registry)
         registry.shadow.write()
+        os.write(tell, b"x")
+        assert os.waitpid(pid, 0)[1] == 0
+        os.close(told)
+        os.close(tell)
         found = [
             json.loads(path.read_text())["units"]
             for path in directory.iterdir()
         ]
-        assert sorted(found) == [[["replica", 1]], [["replica", 2]]]
+        assert sorted(found) == [[["replica", 2]], [["replica", 5]]]
 
 
 def test_shadow_needs_a_primary(options, servers):
