@@ -26,6 +26,7 @@ from . import (
     monitor,
     process,
     report,
+    shadow,
     throughput,
     units_of_work,
 )
@@ -48,6 +49,7 @@ SUBJECTS: dict[str, Callable[[Bench], Iterable[Result]]] = {
     "many-replicas": growth.replicas,
     "threads": growth.threads,
     "shapes": growth.shapes,
+    "shadow": shadow.shadow,
     "start": process.start,
     "createdb": process.createdb,
     "memory": process.memory,
