@@ -10,6 +10,8 @@ import ast
 import dataclasses
 import inspect
 import re
+import runpy
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 
@@ -19,8 +21,8 @@ import anyblok_multi_engines
 from anyblok_multi_engines import config, errors, events, metrics
 from anyblok_multi_engines.console import options
 from anyblok_multi_engines.console.explain import Explanation
+from anyblok_multi_engines.console.findings import OWN_CONNECTIONS, Finding
 from anyblok_multi_engines.console.findings import RULES as CHECKS
-from anyblok_multi_engines.console.findings import Finding
 from anyblok_multi_engines.console.status import ServerState
 from anyblok_multi_engines.events import RegistryEvents
 from anyblok_multi_engines.routing.decision import RULES, Reason
@@ -296,11 +298,119 @@ def test_every_function_of_a_program_is_shown(path):
         assert f":pyobject: {name}\n" in shown
 
 
-def test_every_test_that_the_documentation_names_is_there():
-    for path in pages():
+def test_every_test_and_page_that_the_documentation_names_is_there():
+    for path in (PROJECT / "README.rst", *pages()):
         text = path.read_text(encoding="utf-8")
         for name in re.findall(r"``(tests/[\w/]+\.py)``", text):
             assert (ROOT / name).is_file(), (path.name, name)
+
+        for name in re.findall(r"``(doc/[\w/.-]+)``", text):
+            assert (PROJECT / name).exists(), (path.name, name)
+
+
+def test_picture_of_the_architecture_has_the_names_of_the_code():
+    picture = page("doc/explanation/architecture.svg")
+    modules = re.findall(r'class="module"[^>]*>(\w+)<', picture)
+    assert {"session", "routing", "engines", "health"} < set(modules)
+    for name in modules:
+        places = (ROOT / f"{name}.py", ROOT / "routing" / f"{name}.py")
+        assert any(x.exists() for x in (*places, ROOT / name)), name
+
+    source = "".join(
+        path.read_text(encoding="utf-8")
+        for path in ROOT.rglob("*.py")
+        if "tests" not in path.parts
+    )
+    for name in ("Need", "Decision", "Catalogue", "Snapshot"):
+        assert name in picture
+        assert f"class {name}" in source
+
+
+class TestDeployment:
+    """The files of the page say what the options take"""
+
+    @pytest.mark.parametrize(
+        ("name", "user", "places"),
+        [
+            ("compose", True, ["primary", "replica1", "replica2"]),
+            ("cloudnativepg", True, ["shop-rw", "shop-ro"]),
+            ("patroni", False, ["shop", "shop-replicas"]),
+        ],
+    )
+    def test_environment_names_the_servers(self, options, name, user, places):
+        yaml = pytest.importorskip("yaml")
+        text = page(f"doc/howto/{name}.yaml")
+        variables = dict(self.variables(list(yaml.safe_load_all(text))))
+        assert variables.pop("ANYBLOK_DATABASE_NAME") == "shop"
+        options(
+            db_wo_url=variables.pop("ANYBLOK_DATABASE_URL_WO"),
+            db_ro_urls=variables.pop("ANYBLOK_DATABASE_URL_RO"),
+        )
+        assert [x.url.host for x in config.topology().servers] == places
+        both = {"ANYBLOK_DATABASE_USER", "ANYBLOK_DATABASE_PASSWORD"}
+        assert set(variables) == (both if user else set())
+
+    @classmethod
+    def variables(cls, value):
+        """Give the names and values of AnyBlok's environment variables"""
+        if isinstance(value, dict):
+            if str(value.get("name", "")).startswith("ANYBLOK_"):
+                yield value["name"], value.get("value")
+
+            for key, inner in value.items():
+                if str(key).startswith("ANYBLOK_"):
+                    yield key, inner
+                else:
+                    yield from cls.variables(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from cls.variables(inner)
+
+    def test_variables_are_those_of_the_reference(self):
+        known = page("doc/reference/options.rst")
+        for path in (DOC / "howto").glob("*.yaml"):
+            for name in re.findall(r"ANYBLOK_\w+", path.read_text()):
+                assert f"``{name}``" in known
+
+
+class TestCapacity:
+    """The formulas and the numbers of the page"""
+
+    @pytest.fixture
+    def capacity(self):
+        return runpy.run_path(str(DOC / "howto" / "capacity.py"))
+
+    def test_connections(self, capacity):
+        assert capacity["OWN"] == OWN_CONNECTIONS
+        kept, most = capacity["connections"](16)
+        text = page("doc/howto/capacity.rst")
+        assert f"that is {kept} kept and {most} at most" in text
+
+    def test_load(self, capacity):
+        load = capacity["load"]
+        for replicas in (2, 20):
+            primary, _ = load(0.9, 0.1, replicas, served=0.5)
+            assert primary == pytest.approx(0.55)
+
+        assert load(0.9, 0.1, 2, served=1.0) == pytest.approx((0.1, 0.55))
+
+    def test_shares(self, capacity):
+        assert capacity["shares"]([3, 1]) == [0.75, 0.25]
+
+
+def test_measurements_that_are_quoted_are_those_of_their_pages():
+    quoting = page("doc/explanation/per-statement-routing.rst")
+    chaos = page("doc/explanation/chaos.rst")
+    for number in ("18,078", "2,021", "57", "536", "1,820", "3,982"):
+        assert re.search(rf"\b{number}\b", chaos)
+        assert re.search(rf"\b{number}\b", quoting)
+
+    soak = re.findall(
+        r"\* - ``(?:session|strong|registry)``\n     - ([\d,]+)\n",
+        page("doc/explanation/checker.rst"),
+    )
+    total = sum(int(x.replace(",", "")) for x in soak)
+    assert f"{total:,} units of work" in quoting
 
 
 class TestReadme:
@@ -308,7 +418,7 @@ class TestReadme:
 
     def test_is_short(self):
         lines = page("README.rst").splitlines()
-        assert len(lines) < 130
+        assert len(lines) <= 110
         assert max(map(len, lines)) <= 80
 
     @pytest.mark.parametrize("name", ["README.rst", "CHANGES.rst"])
@@ -317,6 +427,27 @@ class TestReadme:
         text = page(name)
         assert not re.search(r":[a-z:]+:`", text)
         assert not re.search(r"(?m)^\s*\.\. [\w-]+::", text)
+
+    def test_each_cell_about_an_alternative_has_its_source(self):
+        text = page("README.rst")
+        table = text[text.index("\ncase  ") : text.index("\n.. [1]")]
+        found = re.findall(r"(?m)^(\S.*)\n((?:  .*\n)*)", table)
+        columns = (30, 44, 57, 70, None)
+        rows = [
+            [
+                " ".join(x[start:end] for x in (first, *rest.splitlines()))
+                for start, end in pairwise(columns)
+            ]
+            for first, rest in found
+            if "=" not in first and not first.startswith("case")
+        ]
+        assert len(rows) >= 5
+        for row in rows:
+            for cell in row:
+                assert "not tried" in cell or re.search(r"\[\d\]_", cell), row
+
+        used = set(re.findall(r"\[(\d)\]_", text))
+        assert used == set(re.findall(r"(?m)^\.\. \[(\d)\] ", text))
 
     def test_names_the_two_commands(self):
         makefile = page("Makefile")
