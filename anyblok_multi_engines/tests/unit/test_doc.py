@@ -432,7 +432,7 @@ class TestReadme:
         text = page("README.rst")
         table = text[text.index("\ncase  ") : text.index("\n.. [1]")]
         found = re.findall(r"(?m)^(\S.*)\n((?:  .*\n)*)", table)
-        columns = (30, 44, 57, 70, None)
+        columns = (29, 43, 56, 69, None)
         rows = [
             [
                 " ".join(x[start:end] for x in (first, *rest.splitlines()))
