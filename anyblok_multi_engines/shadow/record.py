@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from ..routing.decision import Reason
-from ..routing.sql import Unreadable, tokens_of
 
 # Of the JSON: another number where a name goes, or means something else.
 VERSION = 1
@@ -384,6 +383,9 @@ def without_values(sql: str) -> str:
 
     :param sql: of a statement, whose parameters are left out already
     """
+    # Not at the start, for which sqlglot takes a tenth of a second.
+    from ..routing.sql import Unreadable, tokens_of
+
     try:
         words = [
             "?" if kind in ("string", "number") else text
