@@ -25,6 +25,7 @@ from anyblok_multi_engines.console.findings import OWN_CONNECTIONS, Finding
 from anyblok_multi_engines.console.findings import RULES as CHECKS
 from anyblok_multi_engines.console.status import ServerState
 from anyblok_multi_engines.events import RegistryEvents
+from anyblok_multi_engines.freshness import UNITS_ON_ONE
 from anyblok_multi_engines.routing.decision import RULES, Reason
 
 ROOT = Path(anyblok_multi_engines.__file__).parent
@@ -396,6 +397,16 @@ class TestCapacity:
 
     def test_shares(self, capacity):
         assert capacity["shares"]([3, 1]) == [0.75, 0.25]
+
+
+def test_units_of_work_on_one_replica_are_as_many_as_in_the_code():
+    word = {4: "four", 8: "eight", 16: "sixteen"}[UNITS_ON_ONE]
+    for name, said in (
+        ("doc/explanation/balancing.rst", f"server for {word} units of work"),
+        ("doc/explanation/consistency.rst", f"for {word} units of work"),
+        ("doc/tutorial/index.rst", f"stays on one for {word} of them"),
+    ):
+        assert said in " ".join(page(name).split()), name
 
 
 def test_measurements_that_are_quoted_are_those_of_their_pages():
