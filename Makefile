@@ -14,6 +14,10 @@ WORKERS ?= 2
 # How long make soak goes on.
 SECONDS ?= 600
 SERVERS := $(TESTS) --ignore=$(TESTS)/unit -n $(WORKERS)
+# These take minutes: test-servers alone runs them.
+LONG := chaos soak balancing
+AGAIN := $(SERVERS) --ignore=$(TESTS)/cluster \
+	$(LONG:%=--ignore=$(TESTS)/test_%.py)
 
 .PHONY: help demo test test-unit test-servers test-psycopg \
 	test-sqlalchemy21 test-anyblok test-published \
@@ -26,7 +30,7 @@ help:
 	@echo "make test               every test, on real servers"
 	@echo "make test-unit          the tests without a server, in seconds"
 	@echo "make test-servers       the tests on real servers, psycopg2"
-	@echo "make test-psycopg       the same with psycopg 3"
+	@echo "make test-psycopg       the same with psycopg 3, but for the longest"
 	@echo "make test-sqlalchemy21  the same with SQLAlchemy 2.1"
 	@echo "make test-anyblok       AnyBlok's own suite, without and with us"
 	@echo "make test-published     suites of published bloks, on replicas too"
@@ -76,12 +80,11 @@ test-servers: $(VENV)/test
 	$(BIN)/python -m pytest -q $(SERVERS)
 
 test-psycopg: $(VENV)/test
-	ANYBLOK_TEST_DRIVER=postgresql+psycopg $(BIN)/python -m pytest -q \
-		$(SERVERS) --ignore=$(TESTS)/cluster
+	ANYBLOK_TEST_DRIVER=postgresql+psycopg $(BIN)/python -m pytest -q $(AGAIN)
 
 test-sqlalchemy21: $(VENV21)/test
 	$(VENV21)/bin/python -m pytest -q $(TESTS)/unit
-	$(VENV21)/bin/python -m pytest -q $(SERVERS) --ignore=$(TESTS)/cluster
+	$(VENV21)/bin/python -m pytest -q $(AGAIN)
 
 test-anyblok: $(VENV)/test
 	$(BIN)/python -m anyblok_multi_engines.tests.anyblok_suite

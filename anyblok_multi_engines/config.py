@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from anyblok.config import Configuration
@@ -24,6 +25,8 @@ from .errors import NoPrimaryError, OptionError
 from .fallback import Fallback
 from .health.model import Limits
 from .routing.balancing import Policy
+from .shadow.files import default_directory
+from .shadow.record import ShadowOptions
 from .topology import Role, Server, Topology, places_of
 
 # A separator counts only before the scheme of the next URL: so a comma in a
@@ -194,6 +197,18 @@ def update_database(group: Any) -> None:
         "takes its part of their sum. One more, at the end, is that of the "
         "primary of --db-url. 0: only where nobody else is there. Default: 1 "
         "each.",
+    )
+    group.add_argument(
+        "--db-ro-shadow",
+        action="store_true",
+        help="Send everything to the primary, and note what would be decided "
+        "without this option: anyblok_engines report shows it. --db-ro-urls "
+        "may name replicas already, or be left out.",
+    )
+    group.add_argument(
+        "--db-ro-shadow-dir",
+        help="Directory of the files in which the processes write what they "
+        "have noted. Default: anyblok_engines-UID in the temporary directory.",
     )
     group.add_argument(
         "--db-ro-sticky",
@@ -386,6 +401,31 @@ def limits() -> Limits:
         max_backoff=Limits.max_backoff if backoff is None else backoff,
         connect_timeout=Limits.connect_timeout if timeout is None else timeout,
     )
+
+
+def shadow(known: Topology) -> ShadowOptions | None:
+    """Return what is said of the shadow mode; None: it is off
+
+    :param known: the servers of the options
+    :exception: OptionError
+    """
+    if not Configuration.get("db_ro_shadow", False):
+        return None
+
+    if known.read_only:
+        raise OptionError(
+            "--db-ro-shadow sends everything to the primary, and only "
+            "--db-ro-urls is given: add --db-url or --db-wo-url, or leave "
+            "--db-ro-shadow out"
+        )
+
+    return ShadowOptions(shadow_directory())
+
+
+def shadow_directory() -> Path:
+    """Return where the processes write what the shadow mode has noted"""
+    given = _option("db_ro_shadow_dir")
+    return Path(given) if given else default_directory()
 
 
 def fallback() -> Fallback:

@@ -100,6 +100,8 @@ class Reader:
     wants_primary: bool = False
     registry: Any = field(default=None, repr=False)
     knows: Knowledge = NOTHING
+    #: when it has written last, in seconds of time.monotonic(): in shadow mode
+    shadow_wrote_at: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def must_see(self, position: ConsistencyToken) -> None:

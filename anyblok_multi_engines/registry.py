@@ -56,7 +56,7 @@ from .health.probe import ServerProbe, summary_of
 from .reader import Reader
 from .routing.balancing import Balancer
 from .routing.catalogue import Catalogue
-from .routing.decision import PRIMARY, UNITTEST, Decision
+from .routing.decision import PRIMARY, UNITTEST, Decision, Reason
 from .routing.intent import Intent, Wish
 from .routing.statements import Statements
 from .session import (
@@ -68,6 +68,8 @@ from .session import (
     note_unknown_commit,
     statement_of,
 )
+from .shadow.mode import Shadow
+from .shadow.record import Record
 from .topology import Role, Server, Topology, places_of
 from .tracing import name_in_spans
 
@@ -178,6 +180,8 @@ class MultiEngines(RegistryBase):
     #: of units of work that read from the primary for want of a replica;
     #: None: any number of them may
     slots: Slots | None = None
+    #: notes what would be decided, in shadow mode; else None
+    shadow: Shadow | None = None
     #: True where a unit of work on a replica has one snapshot
     has_snapshots = False
     #: True where stale changes are looked for before they are written
@@ -198,11 +202,19 @@ class MultiEngines(RegistryBase):
         super().__init__(db_name, *args, **kwargs)
         # A command that maintains a database asks the primary alone.
         watches = not (self.unittest or self.is_maintained)
-        if self.topology.replicas and watches:
+        if self.shadow is not None and watches:
+            self._start_shadow(self.shadow)
+        elif self.topology.replicas and watches:
             if not self.topology.read_only:
                 # After the load, which needs no replica.
                 self.monitor.step()
 
+            self.monitor.start()
+
+    def _start_shadow(self, shadow: Shadow) -> None:
+        """Begin to note; nobody waits for a server"""
+        shadow.start()
+        if shadow.replicas:
             self.monitor.start()
 
     def init_engine(self, db_name: str | None = None) -> None:
@@ -211,7 +223,8 @@ class MultiEngines(RegistryBase):
         :param db_name: name of the database on all of them
         :exception: OptionError
         """
-        self.topology = known = config.topology(db_name)
+        self._known = config.topology(db_name)
+        self.topology = known = self._served_by(self._known)
         self.write_guard = config.write_guard()
         self._limits = config.limits()
         options = config.freshness()
@@ -219,7 +232,7 @@ class MultiEngines(RegistryBase):
             "read_functions": config.functions("--db-ro-functions"),
             "write_functions": config.functions("--db-wo-functions"),
         }
-        self.statements = Statements(Catalogue(), self._read_catalogue)
+        self.statements = Statements(Catalogue(), self.read_catalogue)
         self._asides: dict[str, Engine] = {}
         self._engines = {
             server.name: self._engine_for(server) for server in known.servers
@@ -239,8 +252,11 @@ class MultiEngines(RegistryBase):
         }
         self.fallback = config.fallback()
         self._check_fallback()
-        self.monitor = self._new_monitor()
         self._policy = config.policy()
+        if known is not self._known and not self.is_maintained:
+            self.shadow = self._new_shadow()
+
+        self.monitor = self._new_monitor()
         self.balancer = self._new_balancer()
         _registries.add(self)
         self.rw_engine = self.engines["wo"]
@@ -252,12 +268,31 @@ class MultiEngines(RegistryBase):
         if self.loadwithoutmigration and self.engines["ro"]:
             self._engine = choice(self.engines["ro"])
 
+    def _served_by(self, known: Topology) -> Topology:
+        """Return the servers that serve: in shadow mode, the primary alone
+
+        :param known: the servers of the options
+        :exception: OptionError
+        """
+        return known if config.shadow(known) is None else known.primary_alone
+
+    def _new_shadow(self) -> Shadow | None:
+        options = config.shadow(self._known)
+        assert options is not None
+        shadow = Shadow(self, self._known, options, self.fallback, self._policy)
+        engines.tell_statements(self._engines[PRIMARY], self._note_sent)
+        return shadow
+
+    def _note_sent(self, connection: Connection, statement: Any) -> None:
+        if self.shadow is not None:
+            self.shadow.note_sent(connection, statement)
+
     def _check_fallback(self) -> None:
         """Limit what the primary reads for want of a replica
 
         :exception: OptionError, where it takes its share of the reads anyway
         """
-        limit, primary = self.fallback.limit, self.topology.primary
+        limit, primary = self.fallback.limit, self._known.primary
         if limit is not None and primary is not None and primary.takes_reads:
             raise OptionError(
                 f"--db-ro-fallback-limit: {primary.option} takes its share of "
@@ -268,7 +303,11 @@ class MultiEngines(RegistryBase):
 
     def _engine_for(self, server: Server, aside: bool = False) -> Engine:
         timeout = None
-        if self.topology.replicas or len(places_of(server.url)) > 1:
+        if (
+            self.topology.replicas
+            or server.role is Role.REPLICA
+            or len(places_of(server.url)) > 1
+        ):
             # There is another server to ask.
             timeout = self._limits.connect_timeout
 
@@ -293,7 +332,9 @@ class MultiEngines(RegistryBase):
         self.apply_engine_events(engine)
         name_in_spans(engine, server)
         if server.role is Role.REPLICA:
-            self._identify(server.name, engine)
+            if self.topology.replicas:
+                self._identify(server.name, engine)
+
             if not aside:
                 self._refuse_while_down(server.name, engine)
         else:
@@ -326,7 +367,7 @@ class MultiEngines(RegistryBase):
         engine = self._asides.get(server_name)
         if engine is None:
             server = next(
-                x for x in self.topology.servers if x.name == server_name
+                x for x in self._known.servers if x.name == server_name
             )
             engine = self._engine_for(server, aside=True)
             if server.role is Role.PRIMARY and self.freshness.has_positions:
@@ -347,8 +388,11 @@ class MultiEngines(RegistryBase):
         )
 
     def _new_monitor(self) -> Monitor:
-        known = self.topology
+        known = self._known
         positions = self.freshness.positions
+        if self.shadow is not None:
+            return self._new_shadow_monitor()
+
         return Monitor(
             {
                 server: ServerProbe(
@@ -363,6 +407,26 @@ class MultiEngines(RegistryBase):
             positions,
             on_hung=self._cut_off,
             on_moved=self._leave_primary,
+            on_status=self._note_status,
+        )
+
+    def _new_shadow_monitor(self) -> Monitor:
+        """Return one that only looks on: nothing is cut off, nobody moves"""
+        positions = self.freshness.positions
+        return Monitor(
+            {
+                server: ServerProbe(
+                    server,
+                    self.engine_aside(server.name),
+                    self.engine_aside,
+                    positions,
+                )
+                for server in (
+                    self._known.servers if self._known.replicas else ()
+                )
+            },
+            self._limits,
+            positions,
             on_status=self._note_status,
         )
 
@@ -434,6 +498,9 @@ class MultiEngines(RegistryBase):
         freshness = self.freshness
         self.freshness = self._new_freshness(freshness.options)
         self.freshness.follow(freshness, self)
+        if self.shadow is not None:
+            self.shadow = self.shadow.anew()
+
         self.monitor = self._new_monitor()
         self.monitor.snapshot = before.snapshot
         self._check_fallback()
@@ -580,8 +647,23 @@ class MultiEngines(RegistryBase):
         if isinstance(statement, str):
             statement = text(statement)
 
-        decision: Decision = self.session.decision_for(statement_of(statement))
+        clause = statement_of(statement)
+        decision: Decision = self.session.decision_for(clause)
+        if self.shadow is not None and decision.reason is Reason.SHADOW:
+            found = self.session.shadow_decision_for(clause)
+            return decision._replace(because=f"without it: {found}")
+
         return decision
+
+    def shadow_report(self) -> Record | None:
+        """Return what this process would have done without --db-ro-shadow
+
+        ``print()`` shows its summary, and ``anyblok_engines report`` all of
+        it, of all processes.
+
+        :rtype: of now; None: the registry isn't in shadow mode
+        """
+        return None if self.shadow is None else self.shadow.record()
 
     def use_primary(self) -> Block:
         """Send what this thread's session does in the block to the primary
@@ -642,7 +724,11 @@ class MultiEngines(RegistryBase):
         :param reader: who has written
         :rtype: as of :meth:`consistency_token`
         """
-        return self.freshness.token_of(reader)
+        token = self.freshness.token_of(reader)
+        if self.shadow is not None and token is not None:
+            self.shadow.note_token_given(reader, token)
+
+        return token
 
     def read_after(self, token: str) -> None:
         """Let this session's later reads be at least as fresh as a token
@@ -655,6 +741,8 @@ class MultiEngines(RegistryBase):
             another cluster
         """
         self.freshness.read_after(self.reader(), token)
+        if self.shadow is not None:
+            self.shadow.note_token(self.reader(), token)
 
     def accept_token(self, token: str, reader: Reader) -> bool:
         """Let a reader's later reads be at least as fresh as a token
@@ -667,6 +755,9 @@ class MultiEngines(RegistryBase):
         """
         try:
             self.freshness.read_after(reader, token)
+            if self.shadow is not None:
+                self.shadow.note_token(reader, token)
+
         except ConsistencyTokenError:
             # In read-only mode there is none.
             reader.wants_primary = not self.topology.read_only
@@ -739,8 +830,10 @@ class MultiEngines(RegistryBase):
     def forget_catalogue(self) -> None:
         """Have the catalogue read again, when a statement wants to know"""
         self.statements.catalogue = Catalogue()
+        if self.shadow is not None:
+            self.shadow.want_catalogue()
 
-    def _read_catalogue(self) -> Catalogue | None:
+    def read_catalogue(self) -> Catalogue | None:
         """Return what the primary's catalogue says, or a replica's
 
         :rtype: None where no server answers
@@ -818,8 +911,20 @@ class MultiEngines(RegistryBase):
             super().assemble_entries()
             self._ask_the_primary()
             self._find_staleness_limits()
+        elif self.shadow is not None:
+            super().assemble_entries()
+            self._ask_the_primary()
+            self._find_staleness_limits()
+            self.shadow.models = self._models_by_table()
         else:
             super().assemble_entries()
+
+    def _models_by_table(self) -> dict[str, str]:
+        return {
+            model.__table__.name: name
+            for name, model in self.loaded_namespaces.items()
+            if hasattr(model, "__table__")
+        }
 
     def listen_sqlalchemy_known_event(self) -> None:
         """Listen to flushes, after the models' own listeners"""
@@ -829,7 +934,9 @@ class MultiEngines(RegistryBase):
 
     def _ask_the_primary(self) -> None:
         """Wrap the methods of the host that an old row would mislead"""
-        self._wrap("System.Blok", BLOK_METHODS, self._in_loading_scope)
+        if self.shadow is None:
+            self._wrap("System.Blok", BLOK_METHODS, self._in_loading_scope)
+
         for model, names in WRITING_METHODS.items():
             self._wrap(model, names, self._writing)
 
@@ -910,6 +1017,10 @@ class MultiEngines(RegistryBase):
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if self._needs_its_session():
                 return inside(*args, **kwargs)
+
+            if self.shadow is not None:
+                with self.shadow.aside(self.session):
+                    return method(*args, **kwargs)
 
             mine, other = self.session, self.Session.session_factory()
             other.is_aside = True
@@ -1095,6 +1206,9 @@ class MultiEngines(RegistryBase):
     def close(self) -> None:
         """Release the session, every engine and the monitor's thread"""
         self.monitor.stop()
+        if self.shadow is not None:
+            self.shadow.stop()
+
         try:
             super().close()
         finally:
@@ -1113,6 +1227,9 @@ class MultiEngines(RegistryBase):
         """
         if db_name:
             known = config.topology(db_name)
+            if config.shadow(known) is not None:
+                known = known.primary_alone
+
             if not all(_has_database(server) for server in known.replicas):
                 return False
 

@@ -239,6 +239,9 @@ UNIT = "anyblok_multi_engines.unit"
 # And one to its session.
 SESSION = "anyblok_multi_engines.session"
 
+# Of every statement in shadow mode.
+SHADOWED = Decision(PRIMARY, Reason.SHADOW)
+
 # Before the first, and after each.
 NO_UNIT = UnitOfWork(None)
 
@@ -257,6 +260,9 @@ class MixinSession(SessionBase):
     #: True in a session that AnyBlok asks something aside: what it sees is
     #: of no consequence for what its thread reads
     is_aside = False
+
+    #: True while it asks, in shadow mode, what would be asked aside
+    shadows_aside = False
 
     # True from the decision on a proven read to its execution.
     _is_reading = False
@@ -338,6 +344,7 @@ class MixinSession(SessionBase):
 
         if not registry.topology.replicas:
             # As without us.
+            self._note_shadow(mapper, clause, call)
             return bound  # type: ignore[no-any-return]
 
         stay = self._stay
@@ -399,6 +406,30 @@ class MixinSession(SessionBase):
             self._settle(decision, engine)
 
         return engine
+
+    def _note_shadow(self, mapper: Any, clause: Any, call: Call) -> None:
+        """Note what would have been decided, once per execution"""
+        shadow = self.anyblok.shadow
+        if shadow is None:
+            return
+
+        is_new = call is not NO_CALL and not call.told
+        self._tell(SHADOWED, clause, mapper, call)
+        if is_new:
+            call.told = True
+            shadow.note(self, clause, mapper, call)
+
+    def shadow_decision_for(self, clause: Any) -> Decision:
+        """Return where a statement would go now without the shadow mode
+
+        :param clause: the statement; None: there is none to look at
+        :rtype: Decision
+        """
+        unit = self._current()
+        decision: Decision = self.anyblok.shadow.decision_for(
+            self, clause, NO_CALL, None if unit is None else unit.shadow
+        )
+        return decision
 
     def _settled(self, mapper: Any, clause: Any, call: Call) -> Engine | None:
         """Return the server of a unit of work that nothing has changed for
@@ -563,6 +594,7 @@ class MixinSession(SessionBase):
                     classify,
                     has_primary=not topology.read_only,
                     has_replicas=bool(topology.replicas),
+                    shadow=registry.shadow is not None,
                     loading=registry.is_loading,
                     unittest=registry.unittest_transaction is not None,
                     flushing=True,
@@ -591,6 +623,7 @@ class MixinSession(SessionBase):
                 has_primary=not topology.read_only,
                 falls_back=registry.fallback.to_primary,
                 has_replicas=bool(topology.replicas),
+                shadow=registry.shadow is not None,
                 loading=registry.is_loading,
                 unittest=registry.unittest_transaction is not None,
                 wanted=self._known(wanted) if wanted else None,
@@ -968,7 +1001,9 @@ class MixinSession(SessionBase):
         :param begins: True for the first of it
         """
         unit = self._current()
-        if unit is None:
+        if unit is None or server not in unit.reads_on:
+            # SQLAlchemy has only asked where a SELECT would go: its UPDATE
+            # has a RETURNING instead.
             return
 
         unit.served = True
@@ -1120,7 +1155,9 @@ class MixinSession(SessionBase):
 
         It has used the primary, or has changes to flush.
         """
-        return self.placement().on_primary or bool(
+        unit = self._current() or NO_UNIT
+        placement = (unit.shadow or unit).placement
+        return placement.on_primary or bool(
             self.new or self.dirty or self.deleted
         )
 
@@ -1568,8 +1605,14 @@ def _record_placement(
 
 def _watch_writes(session: MixinSession, unit: UnitOfWork) -> None:
     """Have :func:`note_statement` know whose connection this is"""
-    connection = unit.primary
-    if connection is None or not session.anyblok.topology.replicas:
+    connection, registry = unit.primary, session.anyblok
+    if connection is None:
+        return
+
+    if registry.shadow is not None:
+        connection.info[SESSION] = ref(session)
+
+    if not registry.topology.replicas:
         return
 
     connection.info[UNIT] = ref(unit)
@@ -1680,6 +1723,9 @@ def _after_commit(session: MixinSession) -> None:
     if unit is None or session.in_nested_transaction():
         return
 
+    if unit.shadow is not None:
+        session.anyblok.shadow.note_commit(session, unit.shadow)
+
     if unit.changed_schema:
         # The catalogue is read again when a statement wants to know.
         session.anyblok.forget_catalogue()
@@ -1737,6 +1783,9 @@ def _note_end(session: MixinSession, transaction: SessionTransaction) -> None:
         return
 
     session._unit = NO_UNIT
+    if unit.shadow is not None:
+        session.anyblok.shadow.note_end(unit.shadow)
+
     if unit.slot is not None:
         unit.slot.give_back()
 

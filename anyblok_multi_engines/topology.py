@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import zip_longest
 
@@ -66,6 +66,12 @@ class Topology:
     def readers(self) -> tuple[Server, ...]:
         """Return the servers that take their share of the reads"""
         return tuple(server for server in self.servers if server.takes_reads)
+
+    @property
+    def primary_alone(self) -> Topology:
+        """Return the same without replicas: the primary serves everything"""
+        assert self.primary is not None
+        return Topology(replace(self.primary, takes_reads=True))
 
     @property
     def read_only(self) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .fallback import Slot
     from .health.model import Snapshot
     from .reader import Knowledge, Seen
+    from .shadow.record import Unit
 
 
 class Settled(NamedTuple):
@@ -95,6 +96,7 @@ class UnitOfWork:
         "seen",
         "served",
         "settled",
+        "shadow",
         "slot",
         "told",
     )
@@ -113,6 +115,8 @@ class UnitOfWork:
         self.served = False
         #: where its next plain reads go, as long as nothing changes
         self.settled: Settled | None = None
+        #: what would have become of it, in shadow mode
+        self.shadow: Unit | None = None
         #: True where it may have changed the schema
         self.changed_schema = False
         #: what it must see, as it was when it began, once that is known

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from time import monotonic
 
@@ -26,11 +26,12 @@ from . import (
     monitor,
     process,
     report,
+    shadow,
     throughput,
     units_of_work,
 )
 from .bench import Bench
-from .method import SLACK, Curve, Result, Row, missed
+from .method import SLACK, Curve, Result, Row, judged, missed
 
 #: What is measured, in the order of the tables.
 SUBJECTS: dict[str, Callable[[Bench], Iterable[Result]]] = {
@@ -48,6 +49,7 @@ SUBJECTS: dict[str, Callable[[Bench], Iterable[Result]]] = {
     "many-replicas": growth.replicas,
     "threads": growth.threads,
     "shapes": growth.shapes,
+    "shadow": shadow.shadow,
     "start": process.start,
     "createdb": process.createdb,
     "memory": process.memory,
@@ -72,12 +74,13 @@ def main() -> int:
     options = arguments()
     names = options.only or (QUICK if options.quick else SUBJECTS)
     console = Console(width=110)
+    published = published_rows() if options.quick else {}
     results: list[Result] = []
     with Bench(options.quick) as bench:
         known = known_report(bench, bool(options.only))
         for name in names:
             begun = monotonic()
-            found = measured(bench, name)
+            found = measured(bench, name, published)
             results += found
             console.print(table(found, f"{name}, {monotonic() - begun:.0f} s"))
             if not (options.quick or options.no_report):
@@ -88,7 +91,15 @@ def main() -> int:
     for one in bench.left_out:
         console.print(f"Left out: {one.name}. {one.why}")
 
-    worse = missed(rows_of(results), SLACK if options.quick else 1.0)
+    rows = judged(rows_of(results), published)
+    for row, judge in zip(rows_of(results), rows, strict=True):
+        if judge is not row:
+            console.print(
+                f"{row.key} is judged by the published value, "
+                f"{report.bar(judge)}: the bar is {report.bar(row)}"
+            )
+
+    worse = missed(rows, SLACK if options.quick else 1.0)
     for row in worse:
         console.print(
             f"Missed: {row.key}, {report.number(row.value, row.unit)}, "
@@ -104,7 +115,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="small numbers; fails where a bar is missed by more than 25%%",
+        help="small numbers; fails where a value is more than 25%% worse than "
+        "its bar, or than the published value where that misses the bar",
     )
     parser.add_argument(
         "--only",
@@ -119,15 +131,18 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def measured(bench: Bench, name: str) -> list[Result]:
+def measured(
+    bench: Bench, name: str, published: Mapping[str, Row]
+) -> list[Result]:
     """Return what a subject has shown; in a quick run, the last of its looks
 
     :param bench: with its cluster
     :param name: of the subject
+    :param published: rows of the report, by their keys
     """
     for _ in range(LOOKS if bench.quick else 1):
         found = list(SUBJECTS[name](bench))
-        if not missed(rows_of(found), SLACK):
+        if not missed(judged(rows_of(found), published), SLACK):
             break
 
     return found
@@ -144,6 +159,14 @@ def known_report(bench: Bench, adds: bool) -> report.Report:
         return replace(report.Report.read(report.JSON), machine=machine)
 
     return report.Report(machine)
+
+
+def published_rows() -> dict[str, Row]:
+    """Return the rows of the report, by their keys"""
+    if not report.JSON.exists():
+        return {}
+
+    return {row.key: row for row in report.Report.read(report.JSON).rows}
 
 
 def rows_of(results: Iterable[Result]) -> list[Row]:

@@ -164,14 +164,12 @@ class Bench:
         self.cluster.wait_for_replay()
 
     def plan(self, size: int, turns: int = 5) -> Plan:
-        """Return how much is done; an eighth or so in a quick run
+        """Return how much is done; a part of it in a quick run
 
         :param size: units of work of a contender, one after the other
         :param turns: of each contender in a round
         """
-        return (
-            Plan(max(size // 2, 1), 2, 3) if self.quick else Plan(size, turns)
-        )
+        return Plan(max(size // 2, 1), 4) if self.quick else Plan(size, turns)
 
     def proxies(self, delay: float = 0.0) -> list[TcpProxy]:
         """Return a proxy of each server, the primary's first

@@ -23,6 +23,7 @@ from pathlib import Path
 from random import choice
 from statistics import median
 from time import perf_counter, process_time, sleep
+from timeit import Timer
 from typing import Any
 
 DATABASE = "bench"
@@ -30,6 +31,9 @@ DATABASE = "bench"
 #: Objects that are only read, and how many there are of those that each
 #: contender changes, one after the other.
 READ = range(1, 101)
+
+#: Calls of ``get_bind`` that are timed together.
+BATCH = 1000
 
 
 class Unavailable(Exception):
@@ -219,9 +223,14 @@ class Contender:
         watch = Watch(self.orm_session)
         for _ in range(number):
             if placed:
+                # Our second one settles where the next ones go.
+                self.read(1)
                 self.read(1)
 
             statement = self._statement(text)
+            # The statement keeps it: who asks first computes it, and
+            # SQLAlchemy asks when it looks for the compiled statement.
+            statement._generate_cache_key()
             with watch:
                 self.session.execute(statement)
 
@@ -229,41 +238,46 @@ class Contender:
 
         return watch.taken
 
-    def binds(self, text: bool, placed: bool, number: int) -> list[float]:
-        """Return the seconds of calls of ``get_bind``, as execute makes them
+    def binds(
+        self, text: bool, placed: bool, number: int, executing: bool = False
+    ) -> list[float]:
+        """Return the seconds of a call of ``get_bind``, of each batch
 
         :param text: True: of a text(); False: of an ORM SELECT by key
         :param placed: True: in a unit of work that has read before
-        :param number: how many
+        :param number: of batches
+        :param executing: True: with all that ``Session.execute`` gives
+        :exception: RuntimeError, where a call has begun a unit of work
         """
         session = self.orm_session
-        watch = Watch(session)
-        with watch:
-            self.session.execute(self._statement(text))
-
+        statement = self._statement(text)
+        mapper = None if text else self.Book.__mapper__
+        # The statement is one that was executed before.
+        self.session.execute(statement)
         self.session.rollback()
-        arguments = dict(watch.arguments)
-        watch.taken.clear()
         if placed:
-            self.read(1)
+            self.session.execute(statement)
 
-        for _ in range(number):
-            arguments["clause"] = statement = self._statement(text)
-            # The statement keeps it: who asks first computes it, and
-            # SQLAlchemy asks when it looks for the compiled statement.
-            statement._generate_cache_key()
-            self.renew(arguments)
-            with watch:
-                session.get_bind(**arguments)
-
-            if not placed:
-                session.rollback()
+        more, names = self.given() if executing else ("", {})
+        batch = Timer(
+            f"session.get_bind(mapper, clause=statement{more})",
+            globals={
+                "session": session,
+                "mapper": mapper,
+                "statement": statement,
+                **names,
+            },
+        )
+        taken = [batch.timeit(BATCH) / BATCH for _ in range(number)]
+        if session.in_transaction() is not placed:
+            raise RuntimeError("get_bind has begun a unit of work")
 
         self.session.rollback()
-        return watch.taken
+        return taken
 
-    def renew(self, arguments: dict[str, Any]) -> None:
-        """Make of the arguments of a call those of another one"""
+    def given(self) -> tuple[str, dict[str, Any]]:
+        """Return more arguments that an execution gives, and their names"""
+        return "", {}
 
     def _statement(self, text: bool) -> Any:
         """Return a statement, built anew as an application does"""
@@ -318,8 +332,6 @@ class Watch:
         self._inside = 0.0
         self._cost = 0.0
         self.taken: list[float] = []
-        #: of the last call
-        self.arguments: dict[str, Any] = {}
         # What the clock and the wrapper take themselves.
         nothing = self._timed(lambda: None)
         for _ in range(1000):
@@ -334,7 +346,6 @@ class Watch:
                 return function(*args, **kwargs)
 
             self._depth, self._inside = 1, 0.0
-            self.arguments = kwargs
             start = perf_counter()
             try:
                 return function(*args, **kwargs)
@@ -405,11 +416,12 @@ class Ours(Stock):
         """Build a registry"""
         self.build(options)
 
-    def renew(self, arguments: dict[str, Any]) -> None:
-        """Let the arguments be of another execution"""
-        for name, value in arguments.items():
-            if type(value).__name__ == "Call":
-                arguments[name] = type(value)(value.wanted)
+    def given(self) -> tuple[str, dict[str, Any]]:
+        """Return the argument that says which execution it is"""
+        from anyblok_multi_engines.provenance import CALL
+        from anyblok_multi_engines.session import Call
+
+        return f", {CALL}=Call(None)", {"Call": Call}
 
     def wait(self) -> None:
         """Wait until a replica has what this session must see"""

@@ -9,16 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from statistics import median
+from typing import Any
 
 from .bench import Bench, Worker
+from .contenders import BATCH
 from .method import Measured, Row, Sample, Work, in_turns
 
 #: The bars, in microseconds: placed, and not yet.
 PLACED, FIRST = 2.0, 8.0
 
+#: Of a contender's turn: batches in a loop, and executions.
+SIZES = {"binds": 10, "binds_inside": 50}
+
+#: Ours, given what ``Session.execute`` gives on top of mapper and clause: with
+#: it, it is looked whether the replica is fresh enough.
+EXECUTING = "ours, told its execution"
+
+#: Their notes, as the two methods don't give the same.
+LOOP = "the same statement in a loop, the time of {} calls by their number"
+INSIDE = "one call in each execution, of a statement built anew: cold caches"
+
 
 def get_bind(bench: Bench) -> Iterator[Row]:
-    """``get_bind``, with the arguments that ``Session.execute`` gives"""
+    """``get_bind`` in a loop; and as ``Session.execute`` calls it"""
     contenders = {
         "ours": bench.ours(),
         "ours, eventual": bench.ours(db_ro_consistency="eventual"),
@@ -39,24 +52,22 @@ def get_bind(bench: Bench) -> Iterator[Row]:
             key = "-".join(
                 ["text" if text else "orm", "placed" if placed else "first"]
             )
-            measured = watched(bench, contenders, "binds", text, placed)
             yield row(
                 bench,
-                measured,
+                watched(bench, contenders, "binds", text, placed),
                 f"get-bind-{key}",
                 f"get_bind of {of}, {where}",
                 None if text else bar,
+                LOOP.format(f"{BATCH:,}"),
             )
             if not (bench.quick or text):
-                measured = watched(
-                    bench, contenders, "binds_inside", text, placed
-                )
                 yield row(
                     bench,
-                    measured,
+                    watched(bench, contenders, "binds_inside", text, placed),
                     f"get-bind-inside-{key}",
-                    "The same, between the other things of Session.execute",
+                    "The same in real executions",
                     None,
+                    INSIDE,
                 )
 
 
@@ -69,22 +80,31 @@ def watched(
 ) -> Measured:
     """Return what ``get_bind`` takes
 
-    :param method: of the contender
+    :param method: of the contender, a key of ``SIZES``
     :param text: True: of a text(); False: of an ORM SELECT by key
     :param placed: True: in a unit of work that has read before
     """
 
-    def work(worker: Worker) -> Work:
-        return lambda number: worker.ask(method, text, placed, number)
+    def work(worker: Worker, *more: Any) -> Work:
+        return lambda number: worker.ask(method, text, placed, number, *more)
+
+    works = {name: work(worker) for name, worker in contenders.items()}
+    if method == "binds":
+        works[EXECUTING] = work(contenders["ours"], True)
 
     return in_turns(
-        {name: work(worker) for name, worker in contenders.items()},
-        bench.plan(50),
+        works,
+        bench.plan(SIZES[method]),
     )
 
 
 def row(
-    bench: Bench, measured: Measured, key: str, what: str, bar: float | None
+    bench: Bench,
+    measured: Measured,
+    key: str,
+    what: str,
+    bar: float | None,
+    note: str,
 ) -> Row:
     """Return the row of our own median, in microseconds"""
     found = [1e6 * median(x["ours"]) for x in measured.rounds]
@@ -100,4 +120,5 @@ def row(
         high=max(found),
         # Less than a microsecond: no place in a picture of units of work.
         samples=[Sample(x.name, x.median) for x in samples],
+        note=note,
     )

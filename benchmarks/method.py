@@ -7,15 +7,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median, quantiles
 from typing import Any
 
 #: A contender does so many units of work, and returns the seconds of each.
 Work = Callable[[int], Sequence[float]]
 
-#: What a quick run still lets pass: 25% worse than the bar.
+#: What a quick run still lets pass: 25% worse than the bar, see ``judged``.
 SLACK = 1.25
 
 
@@ -200,3 +200,23 @@ def missed(rows: Sequence[Row], slack: float = 1.0) -> list[Row]:
     :param slack: 1.25: up to 25% worse will do
     """
     return [row for row in rows if not row.passes(slack)]
+
+
+def judged(rows: Iterable[Row], published: Mapping[str, Row]) -> list[Row]:
+    """Return the rows with the bars that a change is judged by
+
+    What is known to miss its bar blocks no change, but must not get worse: its
+    bar is then the published value.
+
+    :param rows: that were measured
+    :param published: rows of the report, by their keys
+    """
+    found = []
+    for row in rows:
+        known = published.get(row.key)
+        if known is not None and missed([replace(known, bar=row.bar)]):
+            row = replace(row, bar=known.value)
+
+        found.append(row)
+
+    return found

@@ -113,6 +113,14 @@ def explain() -> int:
         return explain.run(servers, statements)
 
 
+def report() -> int:
+    """Show what the shadow mode has seen"""
+    from . import report
+
+    needs_rich()
+    return report.run()
+
+
 def demo() -> int:
     """Run the demonstration; ``make demo`` is the same"""
     from ..demo.__main__ import main
@@ -137,5 +145,6 @@ COMMANDS: dict[str, Callable[[], int]] = {
     "status": status,
     "check": check,
     "explain": explain,
+    "report": report,
     "demo": demo,
 }

@@ -24,7 +24,7 @@ from ..errors import OptionError
 APPLICATION = "engines"
 
 # What is done for each of them: application.py.
-COMMANDS = ("status", "check", "explain", "demo")
+COMMANDS = ("status", "check", "explain", "report", "demo")
 
 # Of --file: the standard input.
 STDIN = "-"
@@ -36,6 +36,7 @@ statement goes.
   status         how the servers are
   check          is the configuration fit to be deployed?
   explain "SQL"  where a statement would go, and why
+  report         what --db-ro-shadow has noted
   demo           a demonstration on servers of its own, as make demo
 
 The servers are those of --db-url or --db-wo-url and --db-ro-urls, from the
@@ -50,11 +51,13 @@ examples:
   anyblok_engines check -c app.cfg --engines-workers 8
   anyblok_engines explain "SELECT now()" -c app.cfg
   anyblok_engines explain --file queries.sql -c app.cfg
+  anyblok_engines report -c app.cfg
 
 exit status:
   status   0 usable; 1 degraded; 2 no primary, or nothing to read from
   check    0 all is well; 1 warnings; 2 errors
   explain  0 explained; 1 explained, without a server that could be asked
+  report   0 shown; 1 shown, without a file that can't be read
   demo     0 all was as it should be; 1 it wasn't
   2 for whatever can't be done: a bad option, for example
 """
@@ -80,7 +83,7 @@ def add_engines(group: Any) -> None:
         "engines_command",
         metavar="COMMAND",
         choices=COMMANDS,
-        help="status, check, explain or demo.",
+        help="status, check, explain, report or demo.",
     )
     group.add_argument(
         "engines_sql",
@@ -92,7 +95,7 @@ def add_engines(group: Any) -> None:
         "--json",
         dest="engines_json",
         action="store_true",
-        help="Of status, check and explain: JSON instead of a table.",
+        help="Of status, check, explain and report: JSON instead of a table.",
     )
     group.add_argument(
         "--watch",

@@ -20,7 +20,7 @@ from .. import catalogue
 from ..health.monitor import Monitor
 from ..registry import LoadingScope, RegistryMultiEngines
 from ..routing.catalogue import Catalogue
-from ..topology import Server
+from ..topology import Server, Topology
 from .details import DetailedProbe
 
 # Every cluster has it, and no application's data.
@@ -65,6 +65,10 @@ class Servers(RegistryMultiEngines):
         self.monitor.stop()
         for engine in self._all_engines():
             engine.dispose()
+
+    def _served_by(self, known: Topology) -> Topology:
+        """Look at all of them, in shadow mode, too"""
+        return known
 
     def _new_monitor(self) -> Monitor:
         """Ask every server, also the one that is alone"""

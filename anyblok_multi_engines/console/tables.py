@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import Box
@@ -17,10 +19,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..shadow.record import AGES, READ
+
 if TYPE_CHECKING:
+    from ..shadow.record import Record
     from .check import Checked
     from .explain import Explained, Explanation
+    from .report import Seen
     from .status import Report, ServerState
+
+# Of a report, rows per table; --json has them all.
+ROWS = 20
 
 # Columns that the tables need.
 WIDTH = 100
@@ -141,6 +150,107 @@ def of_explanation(explained: Explained) -> RenderableType:
         )
 
     return Group(table, *assumed, Text(explained.summary))
+
+
+def of_shadow(seen: Seen) -> RenderableType:
+    """Return what the shadow mode has seen: of each table the first rows
+
+    :param seen: what the processes have written
+    """
+    parts = [part for record in seen.records for part in _of_record(record)]
+    unread = [
+        Text(f"can't be read, and left out: {name}", "yellow")
+        for name in seen.unread
+    ]
+    return Group(*parts, *unread)
+
+
+def _of_record(record: Record) -> Iterator[RenderableType]:
+    """Yield the parts of the report on a database"""
+    since, until = map(datetime.fromtimestamp, (record.since, record.until))
+    yield Text.assemble(
+        (record.database, "bold"),
+        f": {record.processes} process{'es' * (record.processes > 1)}, "
+        f"{since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S}",
+    )
+    yield Text("\n".join(record.summary()) + "\n")
+    table = _table("statements>", "would go to", "reason", "", wrapped=[])
+    for (where, reason, kind), (number,) in record.statements.sorted(0):
+        told = "" if kind == READ else "not a read"
+        table.add_row(*map(Text, (str(number), where, reason, told)))
+
+    yield table
+    yield from _of_writers(record)
+    yield from _of_unproven(record)
+    yield from _of_ages(record)
+
+
+def _of_writers(record: Record) -> Iterator[RenderableType]:
+    if not record.writers:
+        return
+
+    yield Text("\nUnits of work that only read, but for one line:", "bold")
+    table = _table(
+        *("units of work>", "reads kept>", "what it does", "line"),
+        wrapped=["what it does", "line"],
+    )
+    rows = record.writers.sorted(0, 1)
+    for (what, place), (units, reads) in rows[:ROWS]:
+        table.add_row(str(units), str(reads), Text(what), Text(_near(place)))
+
+    yield table
+    yield from _left_out(rows)
+
+
+def _of_unproven(record: Record) -> Iterator[RenderableType]:
+    if not record.unproven:
+        return
+
+    yield Text("\nNot proven to be reads, and so the primary's:", "bold")
+    table = _table(
+        *("times>", "kind", "because", "line", "text"),
+        wrapped=["because", "line", "text"],
+    )
+    rows = record.unproven.sorted(0)
+    for (kind, because, sql, place), (number,) in rows[:ROWS]:
+        table.add_row(
+            str(number),
+            Text(kind),
+            Text(because),
+            Text(_near(place)),
+            Text(_shortened(sql)),
+        )
+
+    yield table
+    yield from _left_out(rows)
+
+
+def _of_ages(record: Record) -> Iterator[RenderableType]:
+    if not record.ages:
+        return
+
+    yield Text(
+        "\nUnits of work that begin to read soon after a write of their own "
+        "session:",
+        "bold",
+    )
+    table = _table("within>", "units of work>", "of all>", wrapped=[])
+    sofar, total = 0, record.units.total()
+    for end in AGES:
+        sofar += record.ages.total(f"{end:g}")
+        table.add_row(f"{end:g} s", str(sofar), f"{sofar / total:.1%}")
+
+    yield table
+
+
+def _left_out(rows: Sequence[object]) -> Iterator[Text]:
+    if len(rows) > ROWS:
+        yield Text(f"and {len(rows) - ROWS} more: --json")
+
+
+def _near(place: str) -> str:
+    """Return a place as it is seen from the current directory"""
+    return place.removeprefix(f"{Path.cwd()}/")
 
 
 def size_of(number: int) -> str:

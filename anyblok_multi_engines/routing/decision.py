@@ -29,6 +29,7 @@ class Reason(StrEnum):
 
     LOADING = "loading"
     UNITTEST_TRANSACTION = "unittest_transaction"
+    SHADOW = "shadow"
     ONE_SERVER = "one_server"
     FLUSHING = "flushing"
     STATEMENT_SAYS = "statement_says"
@@ -99,6 +100,8 @@ class Situation:
     :param has_primary: False in read-only mode
     :param falls_back: False: the primary serves no read for want of a replica
     :param has_replicas: False where one server does everything
+    :param shadow: True where the primary serves everything, and it is only
+        noted what would have been decided
     :param loading: this thread creates, upgrades or reloads the registry
     :param unittest: the registry runs in a transaction of a test
     :param flushing: the session writes what the application has changed
@@ -122,6 +125,7 @@ class Situation:
     has_primary: bool = True
     falls_back: bool = True
     has_replicas: bool = True
+    shadow: bool = False
     loading: bool = False
     unittest: bool = False
     flushing: bool = False
@@ -171,6 +175,14 @@ def unittest_transaction(asked: Situation) -> Decision | None:
     """The registry runs in one transaction that a test will roll back"""
     if asked.unittest:
         return Decision(UNITTEST, Reason.UNITTEST_TRANSACTION)
+
+    return None
+
+
+def shadow(asked: Situation) -> Decision | None:
+    """It is only noted what would have been decided: ``--db-ro-shadow``"""
+    if asked.shadow:
+        return Decision(PRIMARY, Reason.SHADOW)
 
     return None
 
@@ -341,6 +353,7 @@ def no_usable_replica(asked: Situation) -> Decision:
 RULES: tuple[Rule, ...] = (
     loading,
     unittest_transaction,
+    shadow,
     one_server,
     flushing,
     statement_says,

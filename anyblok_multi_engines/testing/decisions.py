@@ -7,31 +7,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, NamedTuple
 
 from sqlalchemy import event
 
+from ..callers import place_of_caller
 from ..events import DecisionMade, Listeners
 from ..routing.decision import PRIMARY, Decision
 from ..routing.intent import REPLICA
 from ..routing.statements import shape_of
-
-# Modules that aren't the application's, by what their names begin with.
-LIBRARIES = (
-    "anyblok.",
-    "anyblok_multi_engines.events",
-    "anyblok_multi_engines.provenance",
-    "anyblok_multi_engines.registry",
-    "anyblok_multi_engines.session",
-    "anyblok_multi_engines.testing.",
-    "anyblok_multi_engines.write_guard",
-    "contextlib",
-    "sqlalchemy.",
-)
 
 
 class RecordedDecision(NamedTuple):
@@ -84,7 +70,7 @@ def recorded_decisions(
             RecordedDecision(
                 decision.server_name,
                 decision.reason.value,
-                _place_of(sys._getframe()),
+                place_of_caller(),
                 made,
             )
         )
@@ -134,14 +120,3 @@ def _is_served_by(recorded: RecordedDecision, server: str) -> bool:
         return name != PRIMARY and bool(registry.is_replica(name))
 
     return name == server
-
-
-def _place_of(frame: FrameType | None) -> str:
-    """Return the place of the innermost code that is no library's"""
-    while frame is not None:
-        if not f"{frame.f_globals.get('__name__')}.".startswith(LIBRARIES):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-        frame = frame.f_back
-
-    return "?"

@@ -93,7 +93,7 @@ def test_threads_have_the_shares_together(servers, make, policy):
     for thread in threads:
         thread.join()
 
-    # Each stays for four units of work on one.
+    # Each stays for a few units of work on one.
     total = sum(found, Counter())
     assert abs(total["replica1"] - 400) <= 60
 

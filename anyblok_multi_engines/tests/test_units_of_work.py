@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm.exc import ObjectDeletedError
 
 from anyblok_multi_engines.engines import REPLICA_END_TIMEOUT
+from anyblok_multi_engines.freshness import UNITS_ON_ONE
 from anyblok_multi_engines.tests.conftest import DRIVER, PORT, make_ready
 
 REPLICAS = {"replica1", "replica2"}
@@ -183,7 +184,7 @@ class TestNothingIsLeft:
         assert not registry.session.in_transaction()
         assert not registry.session.placement().on_primary
         names = set()
-        for _ in range(12):
+        for _ in range(3 * UNITS_ON_ONE):
             names.add(servers.served_by(registry))
             registry.rollback()
 

@@ -22,6 +22,7 @@ from benchmarks.method import (
     Row,
     Sample,
     in_turns,
+    judged,
     missed,
 )
 
@@ -52,6 +53,57 @@ def test_bar_of_zero_has_no_slack():
 
 def test_row_without_a_bar_fails_never():
     assert not missed([replace(RATIO, bar=None, value=1000.0)])
+
+
+@pytest.mark.parametrize(
+    ("better", "published", "value", "passes"),
+    [
+        # The published value meets the bar of 2: the bar counts.
+        ("lower", 1.0, 2.5, True),
+        ("lower", 1.0, 2.51, False),
+        ("higher", 4.0, 1.6, True),
+        ("higher", 4.0, 1.59, False),
+        # It misses it: the value counts.
+        ("lower", 4.0, 5.0, True),
+        ("lower", 4.0, 5.01, False),
+        ("higher", 1.0, 0.8, True),
+        ("higher", 1.0, 0.79, False),
+        # Nothing is published: the bar.
+        ("lower", None, 2.5, True),
+        ("lower", None, 2.51, False),
+        ("higher", None, 1.59, False),
+    ],
+)
+def test_known_miss_must_not_get_worse(better, published, value, passes):
+    row = replace(RATIO, bar=2.0, value=value, better=better)
+    known = {"other": replace(row, key="other", value=100.0)}
+    if published is not None:
+        known["a"] = replace(row, value=published)
+
+    assert bool(missed(judged([row], known), SLACK)) is not passes
+
+
+def test_published_value_is_judged_by_the_bar_of_today():
+    known = {"a": replace(RATIO, bar=9.0, value=4.0)}
+    (row,) = judged([replace(RATIO, bar=2.0)], known)
+    assert row.bar == 4.0
+
+
+def test_row_without_a_bar_gets_none():
+    row = replace(RATIO, bar=None)
+    assert judged([row], {"a": RATIO}) == [row]
+
+
+def test_quick_run_does_not_look_again_at_a_known_miss(monkeypatch):
+    class Bench:
+        quick = True
+
+    left = [2.0, 1.0]
+    monkeypatch.setitem(
+        SUBJECTS, "a", lambda bench: [replace(RATIO, value=left.pop(0))]
+    )
+    measured(Bench(), "a", {"a": replace(RATIO, value=2.0)})
+    assert left == [1.0]
 
 
 def test_ratio_is_the_median_of_the_rounds():
@@ -86,7 +138,7 @@ def test_quick_run_looks_again_before_it_fails(monkeypatch, values, looks):
     monkeypatch.setitem(
         SUBJECTS, "a", lambda bench: [replace(RATIO, value=left.pop(0))]
     )
-    (row,) = measured(Bench(), "a")
+    (row,) = measured(Bench(), "a", {})
     assert (row.value, len(values) - len(left)) == (values[-1], looks)
     assert looks <= LOOKS
 

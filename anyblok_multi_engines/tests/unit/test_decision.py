@@ -47,6 +47,10 @@ CASES = {
         "unittest",
         {"unittest": True, "flushing": True, "need": WRITE},
     ),
+    Reason.SHADOW: (
+        "primary",
+        {"shadow": True, "wanted": "replica2", "placement": ON_REPLICA1},
+    ),
     Reason.FLUSHING: (
         "primary",
         {"flushing": True, "placement": ON_REPLICA1},

@@ -147,10 +147,12 @@ def test_every_option_is_told():
         "--db-ro-fallback-limit",
         "--db-ro-policy",
         "--db-ro-weights",
+        "--db-ro-shadow",
+        "--db-ro-shadow-dir",
         "--db-ro-sticky",
     ]
     for option in our_options():
-        assert f"option:: {option} " in text
+        assert re.search(rf"(?m)^\.\. option:: {option}( |$)", text)
 
     for variable in environment_variables():
         assert f"``{variable}``" in text

@@ -6,6 +6,8 @@
 """Three questions, three places: checked from the imports."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,20 @@ def test_only_the_edges_see_anyblok():
 def test_nothing_heavy_at_import():
     found = set(imports_of(ROOT / "__init__.py"))
     assert found <= {"__future__.annotations", "anyblok_multi_engines.config"}
+
+
+def test_start_loads_no_parser_and_nothing_optional():
+    """Nine megabytes, and a tenth of a second"""
+    code = (
+        "import sys, anyblok_multi_engines.registry as registry\n"
+        "heavy = {'sqlglot', 'rich', 'prometheus_client', 'opentelemetry'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
