@@ -840,6 +840,9 @@ class MultiEngines(RegistryBase):
         """
         names = [PRIMARY] if self.topology.primary else []
         for name in (*names, *self.usable_readers()):
+            if name in self.monitor.snapshot.down:
+                continue
+
             try:
                 with self.engine_aside(name).connect() as connection:
                     return catalogue.read(connection, **self._functions)

@@ -165,9 +165,9 @@ class Statements:
             if isinstance(text, Need):
                 return text
 
-            generation, need = self._judge(text, generation)
-            if key is not None:
-                generation.remember(key.key, need)
+            judged, need = self._judge(text, generation)
+            if judged is not None and key is not None:
+                judged.remember(key.key, need)
 
         return need
 
@@ -203,8 +203,11 @@ class Statements:
 
     def _judge(
         self, text: str, generation: Generation
-    ) -> tuple[Generation, Need]:
-        """Return the need of a text, and the generation that gave it"""
+    ) -> tuple[Generation | None, Need]:
+        """Return the need of a text, and the generation that gave it
+
+        :rtype: None for a generation: nobody answers now, who would know
+        """
         need = self._refused.get(text) or generation.needs.get(text)
         if need is not None:
             return generation, need
@@ -216,7 +219,10 @@ class Statements:
         if need.unknown and self.refresh is not None:
             # It may have been created since the catalogue was read.
             catalogue = self.refresh()
-            if catalogue is not None and catalogue != generation.catalogue:
+            if catalogue is None:
+                return None, need
+
+            if catalogue != generation.catalogue:
                 generation = self._generation = Generation(catalogue)
                 need = need_of_sql(text, catalogue)
 
