@@ -279,6 +279,7 @@ class Freshness:
         if not seen:
             return
 
+        asked = [(each, each.at) for each in seen]
         found = [self._covering(each, usable) for each in seen]
         if None in found and PRIMARY in self._engines:
             found = [self._seen_anywhere(usable)]
@@ -290,6 +291,10 @@ class Freshness:
             position = freshest(position, each)
 
         reader.note_covered(seen, position)
+        for again, at in asked:
+            if again.at != at:
+                # Read meanwhile, by another thread of the request.
+                reader.note_read(again)
 
     def is_fresh(
         self,

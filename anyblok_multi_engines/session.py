@@ -275,8 +275,15 @@ class MixinSession(SessionBase):
     # it is fresh enough.
     _unchecked: Call | None = None
 
+    # True where it has been asked, and isn't.
+    _is_behind = False
+
     # Where the next unit of work reads, if nothing changes till then.
     _stay: Stay | None = None
+
+    # True where some models have binds of their own: each statement is looked
+    # at.
+    _has_binds = False
 
     # What the blocks of code around want, the innermost last. No end of a
     # unit of work ends a block.
@@ -353,6 +360,12 @@ class MixinSession(SessionBase):
             return stay.settled.engine
 
         return self._engine_for(clause, mapper, call)  # type: ignore[no-any-return]
+
+    def _add_bind(self, key: Any, bind: Any) -> None:
+        """Have a model, or a table, on a bind of its own; see SQLAlchemy's"""
+        super()._add_bind(key, bind)
+        self._has_binds = True
+        self._unit.settled = self._stay = None
 
     def _stays(self, stay: Stay, clause: Any, call: Call) -> bool:
         """Return True where a unit of work begins as the one before
@@ -482,19 +495,26 @@ class MixinSession(SessionBase):
         :param engine: of its server
         """
         registry, unit = self.anyblok, self._unit
-        if self._wishes or self.in_nested_transaction():
+        if self._has_binds or self._wishes or self.in_nested_transaction():
             return
 
         if decision.server_name == PRIMARY:
             unit.settled = Settled(decision, engine, unit.placement)
         elif not registry.reads_by_age and self._has_noted(decision, unit):
-            unit.settled = Settled(
-                decision,
-                engine,
-                unit.placement,
-                registry.reader().knows,
-                registry.monitor.snapshot,
-            )
+            unit.settled = self._settled_on(decision, engine, unit)
+
+    def _settled_on(
+        self, decision: Decision, engine: Engine, unit: UnitOfWork
+    ) -> Settled | None:
+        """Return a decision for a replica; None where it isn't usable now"""
+        registry = self.anyblok
+        # The snapshot first: the one that the replica is usable by, or older.
+        snapshot = registry.monitor.snapshot
+        if decision.server_name not in registry.usable_readers():
+            return None
+
+        knows = registry.reader().knows
+        return Settled(decision, engine, unit.placement, knows, snapshot)
 
     def _has_noted(self, decision: Decision, unit: UnitOfWork) -> bool:
         """Return True where all is noted that a further read would show"""
@@ -804,12 +824,26 @@ class MixinSession(SessionBase):
         self._note_checked(registry.reader(), call, is_fresh=False)
         return False
 
+    def _connection_for_bind(self, engine: Any, *args: Any, **kw: Any) -> Any:
+        """Return a connection; its replica is fresh enough
+
+        SQLAlchemy has no event after the application's own after_begin, which
+        whoever uses the connection later counts on.
+
+        :exception: ReplicaBehind
+        """
+        found = super()._connection_for_bind(engine, *args, **kw)
+        if self._is_behind:
+            self._is_behind = False
+            raise ReplicaBehind
+
+        return found
+
     def check_begun(self, name: str, connection: Connection) -> None:
         """Ask a replica that a session begins to read from, where it must
 
         :param name: of the replica
         :param connection: to it
-        :exception: ReplicaBehind
         """
         call, self._unchecked = self._unchecked, None
         if call is None or call.server != name:
@@ -817,18 +851,22 @@ class MixinSession(SessionBase):
 
         stay = self._stay
         if stay is not None and call.decision is stay.decision:
-            self._begin_again(stay, connection)
+            self._is_behind = not self._begin_again(stay, connection)
         elif not self._has_reached(name, connection, call):
             call.behind |= {name}
-            raise ReplicaBehind
+            self._is_behind = True
 
-        if self.anyblok.listeners.dispatch.decision and call.decision:
+        if (
+            not self._is_behind
+            and self.anyblok.listeners.dispatch.decision
+            and call.decision
+        ):
             self._tell_decision(call.decision, call.clause, call.mapper, call)
 
-    def _begin_again(self, stay: Stay, connection: Connection) -> None:
+    def _begin_again(self, stay: Stay, connection: Connection) -> bool:
         """Begin a unit of work where the one before has read
 
-        :exception: ReplicaBehind, where the connection leads elsewhere
+        :rtype: False where the connection leads elsewhere
         """
         freshness, seen = self.anyblok.freshness, stay.seen
         link = freshness.link_of(connection)
@@ -839,7 +877,7 @@ class MixinSession(SessionBase):
         ):
             # Another server behind the name, or one that has restarted.
             self._stay = None
-            raise ReplicaBehind
+            return False
 
         settled, unit = stay.settled, self._unit
         stay.left -= 1
@@ -847,6 +885,8 @@ class MixinSession(SessionBase):
         unit.seen, unit.checked, unit.has_floor = seen, True, True
         if settled.knows is not None:
             unit.floor = unit.checked_floor = settled.knows.floor
+
+        return True
 
     def note_stay(self, unit: UnitOfWork) -> None:
         """Note whether the next units of work begin as one that has ended
@@ -873,24 +913,16 @@ class MixinSession(SessionBase):
             and name is not None
             and seen is not None
             and seen.instance is not None
-            and not self.twophase
+            and not (self.twophase or self._has_binds)
             and self.bind in (None, registry.bind)
             and not registry.is_maintained
             and not registry.reads_by_age
             and self._has_noted(decision, unit)
         ):
-            self._stay = Stay(
-                Settled(
-                    decision,
-                    registry.engine_of(name),
-                    unit.placement,
-                    reader.knows,
-                    registry.monitor.snapshot,
-                ),
-                seen,
-                freshness.positions.timeline,
-                units,
-            )
+            timeline = freshness.positions.timeline
+            settled = self._settled_on(decision, registry.engine_of(name), unit)
+            if settled is not None:
+                self._stay = Stay(settled, seen, timeline, units)
 
     def _floor(
         self, name: str, reader: Reader, call: Call, limit: float | None
@@ -1378,20 +1410,10 @@ class MixinSession(SessionBase):
         if options and call.from_replica and call.server is not None:
             provenance.note_lazy_load(self, call.server, options)
 
-        decision, unit = call.decision, self._unit
-        settled, stay = unit.settled, self._stay
-        if settled is not None and (
-            settled.decision is decision
-            or (stay is not None and stay.decision is decision)
-        ):
-            unit.served = True
-            if not call.from_replica:
-                unit.changed_schema |= self._changes_schema(call.clause)
-            elif unit.seen is not None:
-                unit.seen.at = monotonic()
-
+        if self._note_settled(call):
             return
 
+        decision, unit = call.decision, self._unit
         if decision is None:
             # On the caller's own bind.
             if call.server is not None and call.server in (
@@ -1412,6 +1434,33 @@ class MixinSession(SessionBase):
         if self._current() is not None:
             unit.fell_back |= decision.reason in FALLBACKS
             unit.changed_schema |= self._changes_schema(call.clause)
+
+    def _note_settled(self, call: Call) -> bool:
+        """Note a statement of a unit of work that nothing has changed for
+
+        :rtype: False where there is more to note
+        """
+        unit, stay, decision = self._unit, self._stay, call.decision
+        settled = unit.settled
+        if settled is None or (
+            settled.decision is not decision
+            and (stay is None or stay.decision is not decision)
+        ):
+            return False
+
+        if not call.from_replica:
+            unit.changed_schema |= self._changes_schema(call.clause)
+            return True
+
+        if self.anyblok.reader().knows is not settled.knows:
+            # While it ran, another thread of the request has read elsewhere.
+            return False
+
+        unit.served = True
+        if unit.seen is not None:
+            unit.seen.at = monotonic()
+
+        return True
 
     def _place(self, change: Callable[[Placement], Placement]) -> None:
         """Change where this unit of work is placed"""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Dialect, TextClause
 from sqlalchemy.dialects.postgresql.base import PGDialect
@@ -43,6 +43,22 @@ LATE_VALUE = re.compile(
 NOTE = "_anyblok_multi_engines_need"
 
 
+class Note(NamedTuple):
+    """A need, noted on its statement
+
+    :param key: SQLAlchemy's, of the statement
+    :param token: of the generation that gave the need
+    """
+
+    key: CacheKey
+    token: object
+    need: Need
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave it behind: of a statement that is pickled, nothing holds"""
+        return type(None), ()
+
+
 class Generation:
     """A catalogue, and the needs that it gave
 
@@ -55,7 +71,7 @@ class Generation:
         self.catalogue = catalogue
         #: by SQLAlchemy's cache key, and by the text
         self.needs: dict[Any, Need] = {}
-        #: no other has it, nor a copy of a statement from a pickle
+        #: no other has it
         self.token = object()
 
     def known(self, clause: Any, key: CacheKey | None) -> Need | None:
@@ -76,7 +92,7 @@ class Generation:
 
         need = self.needs.get(key.key)
         if need is not None:
-            clause.__dict__[NOTE] = (key, self.token, need)
+            clause.__dict__[NOTE] = Note(key, self.token, need)
 
         return need
 

@@ -580,6 +580,62 @@ class TestAsIfNothingHadHappened:
 
         assert set(reader.knows.seen) == {ahead, behind}
 
+    def test_threads_of_one_request_that_part(self, registry, servers):
+        """One moves to another replica while a statement of the other runs"""
+        registry.monitor.stop()
+        self.warm(registry, servers)
+        count = text("SELECT count(*) FROM book")
+        one, two = (registry.Session.session_factory() for _ in range(2))
+
+        def move(reader):
+            registry.monitor.report_down(mine.name, "the test says so")
+            with serving(reader):
+                assert two.scalar(count) == 1
+                assert two.placement().replica == other.name
+                two.rollback()
+
+            pause(other)
+            self.other(servers)
+            mine.wait_for_replay(servers.cluster.primary.committed_lsn())
+
+        with serving(Reader()) as reader, one, two:
+            for _ in range(3):
+                assert one.scalar(count) == 1
+
+            name = one.placement().replica
+            mine, other = sorted(
+                servers.cluster.replicas, key=lambda x: x.name != name
+            )
+
+            @event.listens_for(
+                registry.engine_of(name), "before_cursor_execute", once=True
+            )
+            def meanwhile(*_):
+                self.in_thread(registry, lambda: move(reader))
+
+            assert one.scalar(count) == 2
+            one.rollback()
+            assert two.scalar(count) == 2
+
+    def test_read_while_the_position_of_the_one_before_is_asked(
+        self, registry, servers
+    ):
+        self.warm(registry, servers)
+        freshness, reader = registry.freshness, Reader()
+        asks = freshness._covering
+
+        def ask(seen, usable):
+            position = asks(seen, usable)
+            seen.at = time.monotonic()
+            return position
+
+        freshness._covering = ask
+        seen = Seen("replica1", None, time.monotonic())
+        reader.note_read(seen)
+        freshness.cover(reader, [seen], ())
+        assert reader.knows.seen == (seen,)
+        assert reader.knows.floor is not None
+
     def test_reads_alone_give_no_token(self, registry, servers):
         self.warm(registry, servers)
         before = registry.consistency_token()

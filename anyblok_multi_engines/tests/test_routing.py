@@ -373,6 +373,30 @@ def test_bind_of_a_model_is_kept(registry, servers):
     registry.Session.remove()
 
 
+def test_bind_of_a_model_counts_in_the_middle_of_a_unit_of_work(
+    registry, servers
+):
+    statement = select(registry.Shelf)
+    for _ in range(3):
+        registry.execute(statement)
+
+    session = registry.session
+    mine = session.placement().replica
+    other = next(x for x in sorted(REPLICAS) if x != mine)
+    session.bind_mapper(registry.Shelf, registry.engine_of(other))
+    for _ in range(3):
+        registry.execute(statement)
+        assert set(session._unit.reads_on) == {mine, other}
+
+    registry.rollback()
+    for _ in range(3):
+        registry.execute(statement)
+        assert set(session._unit.reads_on) == {other}
+        registry.rollback()
+
+    registry.Session.remove()
+
+
 def test_two_phase_commit_stays_on_the_primary(registry, servers):
     registry.Session.remove()
     session = registry.Session(twophase=True)

@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm.exc import ObjectDeletedError
 
@@ -405,6 +405,59 @@ def test_repeatable_read_lost_is_an_error(servers, make_registry):
 
     registry.rollback()
     assert servers.served_by(registry) == "replica1"
+
+
+class TestStay:
+    """The next unit of work begins where the one before has read"""
+
+    @staticmethod
+    def stay(registry, servers):
+        """Return the replica of a unit of work that goes on there"""
+        for _ in range(3 * UNITS_ON_ONE):
+            for _ in range(3):
+                name = servers.served_by(registry)
+
+            registry.rollback()
+            stay = registry.session._stay
+            if stay is not None and stay.left > 2:
+                return name
+
+        raise AssertionError("it never stays")
+
+    def test_ends_with_a_replica_that_went_down_after_its_last_read(
+        self, registry, servers
+    ):
+        name = self.stay(registry, servers)
+        registry.session._stay = None
+        for _ in range(3):
+            assert servers.served_by(registry) == name
+
+        registry.monitor.report_down(name, "the test says so")
+        registry.rollback()
+        assert servers.served_by(registry) != name
+
+    @pytest.mark.parametrize("why", ["behind", "new connection"])
+    def test_replica_that_is_asked_again_has_had_its_after_begin(
+        self, registry, servers, why
+    ):
+        self.stay(registry, servers)
+
+        @event.listens_for(registry.session, "after_begin")
+        def say_who(session, transaction, connection):
+            connection.exec_driver_sql("SET application_name = 'tenant'")
+
+        if why == "behind":
+            for replica in servers.cluster.replicas:
+                replica.delay_replay(0.1)
+
+            registry.Book.insert(title="x")
+            registry.commit()
+
+        for replica in REPLICAS:
+            registry.engine_of(replica).dispose()
+
+        who = select(func.current_setting("application_name"))
+        assert registry.scalar(who) == "tenant"
 
 
 class TestLostConnection:
