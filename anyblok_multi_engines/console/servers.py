@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from anyblok.config import Configuration
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import catalogue
@@ -65,6 +66,11 @@ class Servers(RegistryMultiEngines):
         self.monitor.stop()
         for engine in self._all_engines():
             engine.dispose()
+
+    def init_engine_options(self, url: URL) -> dict[str, Any]:
+        """Return AnyBlok's options, without an echo among the answers"""
+        found: dict[str, Any] = super().init_engine_options(url)
+        return found | {"echo": False, "echo_pool": False}
 
     def _served_by(self, known: Topology) -> Topology:
         """Look at all of them, in shadow mode, too"""
