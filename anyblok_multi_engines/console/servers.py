@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import catalogue
+from ..errors import OptionError
 from ..health.monitor import Monitor
 from ..registry import LoadingScope, RegistryMultiEngines
 from ..routing.catalogue import Catalogue
@@ -41,7 +42,11 @@ class Servers(RegistryMultiEngines):
         # AnyBlok's own loads the bloks.
         self.scope = LoadingScope()
         self.probes: dict[str, DetailedProbe] = {}
-        self.init_engine(Configuration.get("db_name", None))
+        try:
+            self.init_engine(Configuration.get("db_name", None))
+        except TypeError as error:
+            # AnyBlok gives SQLite, too, the options of a pool of connections.
+            raise OptionError(f"AnyBlok can't use this URL: {error}") from None
 
     def __enter__(self) -> Self:
         """Return itself"""
