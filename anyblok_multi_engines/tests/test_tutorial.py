@@ -11,6 +11,7 @@ for the ports, and how many of the ten reads each server had.
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,7 @@ class Terminal:
             "XDG_CONFIG_DIRS": str(home),
             "PATH": f"{PROGRAMS}{os.pathsep}{kept['PATH']}",
             "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
         }
         self._first = None
 
@@ -91,17 +93,25 @@ class Terminal:
 
     def run(self, command, status=0):
         """Return what the second terminal prints"""
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             shell=True,
             cwd=TUTORIAL,
             env=self.environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=100,
+            start_new_session=True,
         )
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout
+        try:
+            out, error = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            # It tells where it hangs.
+            os.killpg(process.pid, signal.SIGABRT)
+            out, error = process.communicate(timeout=10)
+
+        assert process.returncode == status, out + error
+        return out
 
     def close(self):
         if self._first is not None:
