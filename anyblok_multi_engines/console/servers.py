@@ -45,7 +45,7 @@ class Servers(RegistryMultiEngines):
         try:
             self.init_engine(Configuration.get("db_name", None))
         except TypeError as error:
-            # SQLite in memory has no pool for the options that AnyBlok gives it.
+            # SQLite in memory has no pool, and AnyBlok gives it its options.
             raise OptionError(f"AnyBlok can't use this URL: {error}") from None
 
     def __enter__(self) -> Self:
