@@ -632,7 +632,12 @@ def _url(option: str, text: str, db_name: str | None) -> URL:
     with suppress(ArgumentError, ValueError):
         parsed = make_url(text)
 
-    if parsed is None or NO_DATABASE_NAME.search(parsed.database or ""):
+    if (
+        parsed is None
+        # The end of a password that has one, which would be shown.
+        or "@" in (parsed.host or "")
+        or NO_DATABASE_NAME.search(parsed.database or "")
+    ):
         # The parser's own error may hold the text, and so the password: it
         # must not be in our traceback.
         raise OptionError(f"{option}: not an URL; {HOW_TO_WRITE_URLS}")

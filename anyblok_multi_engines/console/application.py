@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Callable
 from configparser import Error as ConfigParserError
+from configparser import InterpolationError
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -66,7 +67,8 @@ def load() -> None:
 
     What AnyBlok prints meanwhile isn't a part of the answer.
 
-    :exception: SystemExit, for --help and bad arguments
+    :exception: SystemExit, for --help and bad arguments;
+        ConfigurationException
     """
     with redirect_stdout(StringIO()):
         load_init_function_from_entry_points()
@@ -80,6 +82,15 @@ def load() -> None:
     except SystemExit:
         sys.stdout.write(said.getvalue())
         raise
+    except InterpolationError as error:
+        # Its own text has the value, which may be a password.
+        raise ConfigurationException(
+            f"{error.option} in a configuration file: write %% for a %"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigurationException(
+            "a configuration file isn't UTF-8"
+        ) from None
 
     if options.command() != "demo":
         configuration_post_load()

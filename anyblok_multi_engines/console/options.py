@@ -205,7 +205,7 @@ def _content(path: str) -> str:
         return sys.stdin.read()
 
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise OptionError(f"--file {path}: it isn't UTF-8") from None
     except OSError as error:

@@ -30,7 +30,8 @@ def hidden(text: str) -> str:
     for secret in sorted(set(_secrets()), key=len, reverse=True):
         text = text.replace(secret, "***")
 
-    return re.sub(r"//[^\s/@]*:[^\s/]*@", "//***@", text)
+    # What our own messages tell to write stays.
+    return re.sub(r"//(?!user:password@)[^\s/@]*:[^\s/]*@", "//***@", text)
 
 
 def _secrets() -> Iterator[str]:

@@ -55,7 +55,7 @@ def run() -> int:
     """
     directory = config.shadow_directory()
     seen = seen_in(directory, database())
-    if not seen.records:
+    if not seen.records and not seen.unread:
         raise OptionError(
             f"Nothing was noted in {directory}: a process in shadow mode "
             f"writes there every {files.EVERY:g} s, and at its end; name "

@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from anyblok.config import Configuration
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import catalogue
+from ..errors import OptionError
 from ..health.monitor import Monitor
 from ..registry import LoadingScope, RegistryMultiEngines
 from ..routing.catalogue import Catalogue
@@ -40,7 +42,11 @@ class Servers(RegistryMultiEngines):
         # AnyBlok's own loads the bloks.
         self.scope = LoadingScope()
         self.probes: dict[str, DetailedProbe] = {}
-        self.init_engine(Configuration.get("db_name", None))
+        try:
+            self.init_engine(Configuration.get("db_name", None))
+        except TypeError as error:
+            # SQLite in memory has no pool, and AnyBlok gives it its options.
+            raise OptionError(f"AnyBlok can't use this URL: {error}") from None
 
     def __enter__(self) -> Self:
         """Return itself"""
@@ -65,6 +71,11 @@ class Servers(RegistryMultiEngines):
         self.monitor.stop()
         for engine in self._all_engines():
             engine.dispose()
+
+    def init_engine_options(self, url: URL) -> dict[str, Any]:
+        """Return AnyBlok's options, without an echo among the answers"""
+        found: dict[str, Any] = super().init_engine_options(url)
+        return found | {"echo": False, "echo_pool": False}
 
     def _served_by(self, known: Topology) -> Topology:
         """Look at all of them, in shadow mode, too"""

@@ -86,7 +86,7 @@ def of_status(report: Report) -> RenderableType:
         "role",
         "status",
         *("lag>", "position>", "latency>", "reads>", "clients>", "pool>"),
-        wrapped=["lag>"],
+        wrapped=["lag>", "clients>"],
     )
     for state in report.servers:
         table.add_row(
@@ -323,6 +323,7 @@ def _table(*columns: str, wrapped: Sequence[str]) -> Table:
             name.removesuffix(">"),
             justify="right" if name.endswith(">") else "left",
             no_wrap=name not in wrapped,
+            overflow="fold" if name in wrapped else "ellipsis",
         )
 
     return table

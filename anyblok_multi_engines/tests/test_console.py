@@ -521,9 +521,14 @@ class TestPgBouncer:
 class TestExplain:
     def test_statements_of_a_file(self, cluster, tmp_path):
         path = tmp_path / "queries.sql"
-        path.write_text("select * from book;\nselect bump();\n-- the end\n")
+        path.write_text(
+            "\N{BOM}select * from book;\nselect bump();\n-- the end\n",
+            encoding="utf-8",
+        )
         status, out, error = run(
-            "explain", "--json", "--file", str(path), **urls_of(cluster)
+            "explain",
+            *("--json", "--db-echo", "--db-echo-pool", "--file", str(path)),
+            **urls_of(cluster),
         )
         assert (status, error) == (0, "")
         assert json.loads(out) == {
@@ -597,6 +602,8 @@ class TestErrors:
         [
             (["status"], "anyblok_engines: No driver name defined, and no URL"),
             (["check", "--db-url", "postgresql//a:s3cr3t@b"], "--db-url"),
+            (["check", "--db-url", "postgresql://a:b@s3cr3t@c/d"], "%40"),
+            (["status", "--db-url", "sqlite://"], "can't use this URL"),
         ],
     )
     def test_is_told(self, words, said):
@@ -605,6 +612,19 @@ class TestErrors:
         assert said in error
         assert error.count("\n") == 1
         assert "s3cr3t" not in error
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            (b"db_password = a%s3cr3t", "db_password in a configuration file"),
+            (b"db_password = %(s3cr3t)s", "write %% for a %"),
+            (b"db_password = s3cr3t\xe9", "a configuration file isn't UTF-8"),
+        ],
+    )
+    def test_configuration_file_is_not_shown(self, tmp_path, line, said):
+        path = tmp_path / "app.cfg"
+        path.write_bytes(b"[AnyBlok]\n" + line)
+        self.test_is_told(["status", "-c", str(path)], said)
 
     def test_help_names_the_exit_statuses(self):
         status, out, error = run("--help")

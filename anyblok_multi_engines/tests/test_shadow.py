@@ -515,6 +515,14 @@ class TestFiles:
         with pytest.raises(OptionError, match="/none: a process in shadow"):
             report.run()
 
+    def test_report_names_the_file_that_alone_is_there(
+        self, options, tmp_path, capsys
+    ):
+        (tmp_path / "app.shadow.json").write_text("{}")
+        options(db_ro_shadow_dir=str(tmp_path))
+        assert report.run() == 1
+        assert "left out: app.shadow.json" in capsys.readouterr().out
+
     def test_nothing_of_the_data_is_in_them(self, registry):
         registry.execute(text("SELECT setseed(0.25), 'my secret', $$x$$"))
         registry.rollback()

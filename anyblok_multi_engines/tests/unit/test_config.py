@@ -333,6 +333,7 @@ BAD = [
     ({"db_url": "s3cr3t"}, "--db-url: not an URL"),
     ({"db_url": "postgresql://u:s3cr3t@h:port/db"}, "--db-url: not an URL"),
     ({"db_wo_url": "s3cr3t@h/db"}, "--db-wo-url: not an URL"),
+    ({"db_wo_url": "postgresql://u:p@s3cr3t@h/db"}, "with %40 for an @"),
     (
         {"db_url": PRIMARY, "db_ro_urls": [REPLICA1, "s3cr3t"]},
         "--db-ro-urls, URL number 2: not an URL",

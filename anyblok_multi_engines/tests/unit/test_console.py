@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 from sqlalchemy import make_url
 
+from anyblok_multi_engines import config
 from anyblok_multi_engines.consistency import ConsistencyToken
 from anyblok_multi_engines.console import application, tables
 from anyblok_multi_engines.console import options as our_options
@@ -114,8 +115,11 @@ class TestPasswords:
             "invalid dsn: postgresql://***@host/x"
         )
 
-    def test_url_without_a_password_stays(self):
-        assert hidden("see postgresql://host/x") == "see postgresql://host/x"
+    @pytest.mark.parametrize(
+        "text", ["see postgresql://host/x", config.HOW_TO_WRITE_URLS]
+    )
+    def test_url_without_a_password_stays(self, text):
+        assert hidden(text) == text
 
 
 def health(status, lag=None, position=POSITION):
@@ -277,6 +281,21 @@ class TestStatusTable:
         assert "2.5 MB, 12.5 s" in shown
         assert "replica1 (host:5432): 12.5 s behind, [of] 10 s" in shown
         assert "degraded: not ready: replica1" in shown
+
+    def test_is_whole_on_a_terminal_of_80_columns(self):
+        late = replace(
+            self.report().servers[1],
+            position="2F3/7A0B9C28",
+            lag_bytes=130_200_000,
+            lag_seconds=355.7,
+            latency=0.0123,
+            connections=123,
+            max_connections=1000,
+        )
+        console = Console(file=StringIO(), width=80)
+        report = Report(Usability.DEGRADED, "not ready: replica1", (late,))
+        console.print(tables.of_status(report))
+        assert "\N{HORIZONTAL ELLIPSIS}" not in console.file.getvalue()
 
     def test_of_a_server_that_is_down_nothing_is_known(self):
         down = self.report().servers[2]
