@@ -51,3 +51,8 @@ def __getattr__(name: str) -> Any:
     from . import decisions
 
     return getattr(decisions, name)
+
+
+def __dir__() -> list[str]:
+    """Return the names, for the reference and for who types in a shell"""
+    return __all__
