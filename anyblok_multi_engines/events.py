@@ -210,7 +210,8 @@ def tell(listeners: Iterable[Callable[[Any], Any]], what: Any) -> None:
     :param listeners: of the event: ``registry.listeners.dispatch.retry``...
     :param what: the event's value
     """
-    for listener in listeners:
+    # A copy: one may remove itself, and other threads may listen meanwhile.
+    for listener in tuple(listeners):
         try:
             listener(what)
         except Exception:

@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import event
 
 from .events import (
+    Cause,
     DecisionMade,
     Promotion,
     Retry,
@@ -200,6 +201,12 @@ class Counting:
         self._database = database
         # From 0: a first increase is one, too.
         PROMOTIONS.labels(database)
+        for server in registry.topology.servers:
+            for cause in Cause:
+                RETRIES.labels(database, server.name, cause.value)
+
+            for status in Status:
+                STATUS_CHANGES.labels(database, server.name, status.value)
 
     def decision(self, made: DecisionMade) -> None:
         """Count a statement, and its unit of work"""

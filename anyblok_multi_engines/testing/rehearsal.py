@@ -500,7 +500,7 @@ class Rehearsal:
         self.findings.reads["late"] += 1
         differs = difference(names, mine, late)
         finding = self._finding(Kind.DECIDES, line, statement, differs)
-        if unit.is_late:
+        if unit.is_late and not self._is_protected(session):
             finding.kind = Kind.ANSWERED
             self._test.answered.append(finding)
             self._answer_late(registry.engine_of(server), ask, context)
@@ -528,6 +528,10 @@ class Rehearsal:
             return registry.reader() not in self._test.writers
 
         return consistency is Consistency.EVENTUAL
+
+    def _is_protected(self, session: Any) -> bool:
+        """Return True where production shows what has been committed"""
+        return self._test.committed and not self._may_miss(session)
 
     def _read_only(self, ask: Any) -> tuple[list[str], Any]:
         """Return the columns and the rows that the test's transaction sees

@@ -133,6 +133,17 @@ class TestDecision:
         event.remove(registry, "decision", listener)
         assert not registry.listeners.dispatch.decision
 
+    def test_listener_may_remove_itself(self, registry, hear):
+        def listen_once(made):
+            event.remove(registry, "decision", listen_once)
+
+        event.listen(registry, "decision", listen_once)
+        made = hear(registry, "decision")
+        registry.execute(HELLO)
+        registry.execute(HELLO)
+        assert len(made) == 2
+        assert not event.contains(registry, "decision", listen_once)
+
     def test_error_of_a_listener_breaks_nothing(self, registry, hear, caplog):
         def fail(made):
             raise RuntimeError("a bug")

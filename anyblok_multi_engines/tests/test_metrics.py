@@ -252,6 +252,20 @@ class TestRegister:
             after = Exposition(each).value("statements_total", **labels)
             assert after == before + 1
 
+    def test_what_alerts_is_counted_from_0(self, servers, make_registry):
+        """Prometheus sees no increase from nothing to 1"""
+        registry = make_registry.replicated(servers)
+        collectors = CollectorRegistry()
+        metrics.register(registry, collectors)
+        exposed = Exposition(collectors)
+        for name, values in (("retries", Cause), ("status_changes", Status)):
+            found = [
+                x.value
+                for x in exposed.samples[f"anyblok_engines_{name}_total"]
+                if x.labels["database"] == registry.db_name
+            ]
+            assert len(found) == 3 * len(values)
+
     def test_threads_lose_no_count(self, registry):
         collectors = CollectorRegistry()
         metrics.register(registry, collectors)

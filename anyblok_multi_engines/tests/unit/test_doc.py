@@ -18,7 +18,7 @@ from textwrap import dedent
 import pytest
 
 import anyblok_multi_engines
-from anyblok_multi_engines import config, errors, events, metrics
+from anyblok_multi_engines import config, errors, events, metrics, testing
 from anyblok_multi_engines.console import options
 from anyblok_multi_engines.console.explain import Explanation
 from anyblok_multi_engines.console.findings import OWN_CONNECTIONS, Finding
@@ -27,6 +27,7 @@ from anyblok_multi_engines.console.status import ServerState
 from anyblok_multi_engines.events import RegistryEvents
 from anyblok_multi_engines.freshness import UNITS_ON_ONE
 from anyblok_multi_engines.routing.decision import RULES, Reason
+from anyblok_multi_engines.testing import plugin
 
 ROOT = Path(anyblok_multi_engines.__file__).parent
 PROJECT = ROOT.parent
@@ -167,6 +168,22 @@ def test_every_option_of_the_command_is_told():
     for action in parser._actions:
         if action.option_strings:
             assert f"``{action.dest}``" in text
+
+
+def test_every_option_of_pytest_is_told():
+    parser = pytest.Parser(_ispytest=True)
+    plugin.pytest_addoption(parser)
+    text = page("doc/reference/api.rst")
+    told = re.findall(r"(?m)^\.\. option:: (--[\w-]+)", text)
+    group = parser.getgroup("anyblok")
+    assert [x.names()[0] for x in group.options] == told
+    for name in parser._inidict:
+        assert f"``{name}``\n" in text
+
+
+def test_everything_for_tests_is_told():
+    """What is imported late is in the reference, too"""
+    assert set(testing.__all__) <= set(dir(testing))
 
 
 def test_every_command_check_and_name_in_its_json_is_told():
