@@ -127,7 +127,8 @@ class Statements:
         :param catalogue: the primary's
         :param refresh: gives the catalogue of now, or None; called when a
             statement names what the catalogue does not know: once for each
-            text, until there is another catalogue. Default None: never
+            text, until there is another catalogue; None, where nobody
+            answers, is no answer. Default None: never
         """
         self.refresh = refresh
         self._generation = Generation(catalogue)

@@ -672,13 +672,21 @@ def test_unknown_name_is_looked_up_anew():
     assert asked == [1]
 
 
-@pytest.mark.parametrize("answer", [None, replace(CATALOGUE)])
-def test_name_that_stays_unknown_is_asked_for_once(answer):
+def test_name_is_asked_for_until_a_server_answers():
+    """No server at the first statement, and one at the next"""
+    answers = [None, NEWER]
+    known = Statements(CATALOGUE, refresh=lambda: answers.pop(0))
+    assert known.need_of(FRESH).unknown
+    assert known.need_of(FRESH).is_read
+    assert answers == []
+
+
+def test_name_that_stays_unknown_is_asked_for_once():
     asked = []
 
     def refresh():
         asked.append(1)
-        return answer
+        return replace(CATALOGUE)
 
     known = Statements(CATALOGUE, refresh=refresh)
     for _ in range(3):
