@@ -32,7 +32,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy_utils.functions import database_exists
 
-from . import catalogue, config, engines, provenance, write_guard
+from . import catalogue, config, engines, provenance, write_guard, writes
+from .blocks import Block
 from .consistency import (
     Consistency,
     ConsistencyToken,
@@ -59,15 +60,7 @@ from .routing.catalogue import Catalogue
 from .routing.decision import PRIMARY, UNITTEST, Decision, Reason
 from .routing.intent import Intent, Wish
 from .routing.statements import Statements
-from .session import (
-    Block,
-    MixinSession,
-    has_only_read,
-    is_only_reading,
-    note_statement,
-    note_unknown_commit,
-    statement_of,
-)
+from .session import MixinSession, statement_of
 from .shadow.mode import Shadow
 from .shadow.record import Record
 from .topology import Role, Server, Topology, places_of
@@ -454,16 +447,16 @@ class MultiEngines(RegistryBase):
     def _watch_primary(self, engine: Engine) -> None:
         """Notice writes, a standby in its place, COMMITs without an answer"""
         if self.topology.replicas:
-            engines.tell_statements(engine, note_statement)
+            engines.tell_statements(engine, writes.note_statement)
 
         if engine.dialect.driver in ("psycopg", "psycopg2"):
             engines.track(engine)
             engines.notice_demotion(engine, self._note_demotion)
             engines.tell_unknown_commits(
                 engine,
-                note_unknown_commit,
+                writes.note_unknown_commit,
                 # What a snapshot has shown is valid once it is committed.
-                lambda x: not self.has_snapshots and has_only_read(x),
+                lambda x: not self.has_snapshots and writes.has_only_read(x),
             )
 
     def _note_demotion(self) -> None:
@@ -529,7 +522,7 @@ class MultiEngines(RegistryBase):
             engines.cut_off(self._engines[name], lambda _: True)
         else:
             # What is being written there may be done in time.
-            engines.cut_off(self._engines[name], is_only_reading)
+            engines.cut_off(self._engines[name], writes.is_only_reading)
             self._leave_primary()
 
     def _identify(self, name: str, engine: Engine) -> None:

@@ -7,24 +7,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import (
-    AbstractContextManager,
-    ContextDecorator,
     contextmanager,
 )
 from functools import partial
-from inspect import (
-    isasyncgenfunction,
-    iscoroutinefunction,
-    isgeneratorfunction,
-)
 from logging import getLogger
 from time import monotonic, sleep
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import ref
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
@@ -37,13 +28,8 @@ from sqlalchemy.orm import (
     SessionTransactionOrigin,
 )
 from sqlalchemy.orm.attributes import instance_state
-from sqlalchemy.sql.elements import (
-    ReleaseSavepointClause,
-    RollbackToSavepointClause,
-    SavepointClause,
-)
 
-from . import provenance, write_guard
+from . import provenance, write_guard, writes
 from .consistency import ConsistencyToken, freshest
 from .engines import (
     end_now,
@@ -132,13 +118,6 @@ DRAWN = (Reason.PRIMARY_TAKES_READS, Reason.USABLE_REPLICA)
 PATIENCE = 2.0
 PAUSE = 0.05
 
-# What says nothing of what a unit of work does.
-SAVEPOINTS = (
-    SavepointClause,
-    ReleaseSavepointClause,
-    RollbackToSavepointClause,
-)
-
 # Of an execution that has none.
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -179,65 +158,6 @@ class Call:
     def __init__(self, wanted: str | None) -> None:
         self.wanted = wanted
 
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class Begun(threading.local):
-    """The blocks that one thread has begun; no other thread ends them"""
-
-    def __init__(self) -> None:
-        self.blocks: list[AbstractContextManager[None]] = []
-
-
-class Block(ContextDecorator):
-    """A block of code, or a function, whose caller says where it wants to go
-
-    :param registry: of the session; each time the block begins, it is the
-        one that the thread has then
-    :param wish: what the caller wants
-    """
-
-    def __init__(self, registry: Any, wish: Wish) -> None:
-        self._registry = registry
-        self._wish = wish
-        self._begun = Begun()
-
-    def __call__(self, function: Function) -> Function:
-        """Decorate a function: each of its calls is a block
-
-        :exception: TypeError, for one that returns before its code has run
-        """
-        if isgeneratorfunction(function) or (
-            iscoroutinefunction(function) or isasyncgenfunction(function)
-        ):
-            raise TypeError(
-                f"{function.__qualname__} is a generator or a coroutine: "
-                f"write 'with registry.{self._wish.intent}:' inside it"
-            )
-
-        return super().__call__(function)
-
-    def _recreate_cm(self) -> Block:
-        return Block(self._registry, self._wish)
-
-    def __enter__(self) -> None:
-        """Begin the block"""
-        block = self._registry.session.wanting(self._wish)
-        block.__enter__()
-        self._begun.blocks.append(block)
-
-    def __exit__(self, *error: Any) -> None:
-        """End the block"""
-        self._begun.blocks.pop().__exit__(*error)
-
-
-# In the info of the primary's connection: a weak reference to the unit of work
-# that has it, or had it.
-UNIT = "anyblok_multi_engines.unit"
-
-# And one to its session.
-SESSION = "anyblok_multi_engines.session"
 
 # Of every statement in shadow mode.
 SHADOWED = Decision(PRIMARY, Reason.SHADOW)
@@ -1642,7 +1562,7 @@ def _record_placement(
     else:
         if unit.primary is not connection:
             unit.primary = connection
-            _watch_writes(session, unit)
+            writes.watch(session, unit)
 
         before = unit.placement
         # AnyBlok marks what a One2Many has loaded as changed, and the flush of
@@ -1650,104 +1570,6 @@ def _record_placement(
         if not session._flushing:
             unit.placement = before.with_primary()
             provenance.expire_replica_reads(session)
-
-
-def _watch_writes(session: MixinSession, unit: UnitOfWork) -> None:
-    """Have :func:`note_statement` know whose connection this is"""
-    connection, registry = unit.primary, session.anyblok
-    if connection is None:
-        return
-
-    if registry.shadow is not None:
-        connection.info[SESSION] = ref(session)
-
-    if not registry.topology.replicas:
-        return
-
-    connection.info[UNIT] = ref(unit)
-    connection.info[SESSION] = ref(session)
-    if is_in_transaction(connection.connection.dbapi_connection):
-        # Somebody else has, and nobody knows for what.
-        unit.placement = unit.placement.with_write()
-
-
-def note_statement(connection: Connection, statement: Any) -> None:
-    """Note whatever is sent to the primary, but for a proven read, as a write
-
-    Before it is sent: what becomes of it afterwards says nothing. A flush that
-    sends nothing is none.
-
-    :param connection: to the primary
-    :param statement: of SQLAlchemy; None for a text of the driver's
-    """
-    if isinstance(statement, SAVEPOINTS):
-        return
-
-    try:
-        info: Mapping[str, Any] = connection.info
-    except NotImplementedError:
-        # Of a dialect that sets itself up.
-        return
-
-    unit, session = _unit_of(info), info.get(SESSION, _nothing)()
-    if unit is None or session is None:
-        return
-
-    # The read is one statement, and a listener may send another.
-    is_read, session._is_reading = session._is_reading, False
-    if not (is_read or unit.placement.wrote):
-        unit.placement = unit.placement.with_write()
-
-
-def note_unknown_commit(connection: Connection) -> bool:
-    """Note that the answer to a COMMIT on the primary is lost
-
-    :param connection: that has sent it
-    :rtype: False where its unit of work has only read: nothing is unknown
-    """
-    unit = _unit_of(connection.info)
-    if unit is None or unit.primary is not connection:
-        # Of no session that is watched.
-        return True
-
-    unit.is_unknown = unit.placement.wrote
-    return unit.is_unknown
-
-
-def has_only_read(connection: Any) -> bool:
-    """Return True where there was nothing to commit on the primary
-
-    :param connection: of the pool
-    """
-    unit = _unit_of(connection.info)
-    if unit is None or unit.placement.wrote or unit.primary is None:
-        return False
-
-    mine = unit.primary
-    ended = mine.closed or mine.invalidated
-    return not ended and mine.connection is connection
-
-
-def is_only_reading(info: Mapping[str, Any]) -> bool:
-    """Return True where a unit of work on the primary has only read so far
-
-    :param info: of its connection
-    """
-    unit = _unit_of(info)
-    return unit is not None and not unit.placement.wrote
-
-
-def _unit_of(info: Mapping[str, Any]) -> UnitOfWork | None:
-    """Return the unit of work that has a connection to the primary
-
-    :param info: of the connection
-    """
-    found: Callable[[], UnitOfWork | None] = info.get(UNIT, _nothing)
-    return found()
-
-
-def _nothing() -> None:
-    return None
 
 
 def _end_replica_side(session: MixinSession) -> None:

@@ -13,7 +13,6 @@ from compileall import compile_dir
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import anyblok_multi_engines
@@ -130,12 +129,7 @@ class Bench:
 
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End it all"""
         self.close_workers()
         self.cluster.close()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import signal
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psycopg2
@@ -127,12 +126,7 @@ class Pgpool:
         )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop it"""
         if self._process is not None:
             # Its fast shutdown.

@@ -7,13 +7,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from .bench import Bench, Worker
 from .method import Measured, Row, in_turns
 
 PAIR = ("ours", "stock")
 
+#: AnyBlok without BEGIN and ROLLBACK, which keeps no promise.
+AUTOCOMMIT = "stock, AUTOCOMMIT"
 
 #: Seconds of the network, where it is slow.
 DELAY = 0.001
@@ -31,14 +33,30 @@ def select_open(bench: Bench) -> Iterator[Row]:
 
 
 def select_unit(bench: Bench) -> Iterator[Row]:
-    """A unit of work of one SELECT"""
-    measured = taken(bench, "select_unit", 50, bench.ours(), bench.stock())
+    """A unit of work of one SELECT
+
+    And the least that AnyBlok and SQLAlchemy leave of it, whoever routes.
+    """
+    more = {}
+    if not bench.quick:
+        more[AUTOCOMMIT] = bench.stock(isolation_level="AUTOCOMMIT")
+
+    measured = taken(
+        bench, "select_unit", 50, bench.ours(), bench.stock(), more
+    )
     yield measured.row(
         "select-unit",
         "One SELECT on a replica, and the end of the unit of work",
         PAIR,
         bar=0.7,
     )
+    if more:
+        yield measured.row(
+            "select-unit-least",
+            "The same on one server in AUTOCOMMIT, without the plugin",
+            (AUTOCOMMIT, "stock"),
+            note="what is left without BEGIN and ROLLBACK, whoever routes",
+        )
 
 
 def select_unit_far(bench: Bench) -> Iterator[Row]:
@@ -64,7 +82,12 @@ def insert_unit(bench: Bench) -> Iterator[Row]:
     """A unit of work of one INSERT"""
     eventual = bench.ours(db_ro_consistency="eventual")
     measured = taken(
-        bench, "insert_unit", 20, bench.ours(), bench.stock(), eventual
+        bench,
+        "insert_unit",
+        20,
+        bench.ours(),
+        bench.stock(),
+        {"ours, eventual": eventual},
     )
     what = "One INSERT and its commit, {}"
     yield measured.row(
@@ -104,14 +127,19 @@ def taken(
     size: int,
     ours: Worker,
     stock: Worker,
-    eventual: Worker | None = None,
+    more: Mapping[str, Worker] | None = None,
 ) -> Measured:
     """Return what a unit of work takes, with all who can do it
 
     :param unit: its name
     :param size: how many of a contender, one after the other
+    :param more: contenders, by their names
     """
-    contenders = {"ours": ours, "stock": stock, "ours, eventual": eventual}
+    contenders: dict[str, Worker | None] = {
+        "ours": ours,
+        "stock": stock,
+        **(more or {}),
+    }
     if not bench.quick:
         for name in ("advanced-alchemy", "recipe"):
             contenders[name] = bench.plain(name)

@@ -45,7 +45,8 @@ from ..routing.intent import REPLICA as ANY_REPLICA
 from ..routing.need import Need
 from ..routing.statements import Statements, shape_of
 from ..routing.transaction import NOWHERE as NOT_PLACED
-from ..session import FALLBACKS, SESSION
+from ..session import FALLBACKS
+from ..writes import session_of
 from . import files, record
 from .files import EVERY
 from .record import (
@@ -532,7 +533,7 @@ class Shadow:
             self.want_catalogue()
 
     def _note_sent(self, connection: Connection, statement: Any) -> None:
-        session = connection.info.get(SESSION, _nothing)()
+        session = session_of(connection.info)
         if session is None or not session._flushing:
             return
 
@@ -675,10 +676,6 @@ def _key_of(clause: Any) -> Any:
     generate = getattr(clause, "_generate_cache_key", None)
     key = None if generate is None else generate()
     return None if key is None else key.key
-
-
-def _nothing() -> None:
-    return None
 
 
 # Of this process.

@@ -7,6 +7,7 @@
 
 import argparse
 import ast
+import json
 import dataclasses
 import inspect
 import re
@@ -439,6 +440,19 @@ def test_measurements_that_are_quoted_are_those_of_their_pages():
     )
     total = sum(int(x.replace(",", "")) for x in soak)
     assert f"{total:,} units of work" in quoting
+
+
+def test_cost_of_the_shadow_mode_is_what_was_published():
+    rows = json.loads(page("doc/explanation/performance.json"))["rows"]
+    found = [
+        f"{1e6 * sample['median']:.0f} us"
+        for row in rows
+        if row["key"].startswith("shadow-")
+        for sample in row["samples"]
+    ]
+    quoted = re.findall(r"\d+ us\b", page("doc/howto/try-it-out.rst"))
+    assert len(found) == 6
+    assert quoted == found
 
 
 class TestReadme:
