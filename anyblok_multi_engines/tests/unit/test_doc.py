@@ -7,9 +7,9 @@
 
 import argparse
 import ast
-import json
 import dataclasses
 import inspect
+import json
 import re
 import runpy
 from itertools import pairwise
