@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import (
     contextmanager,
 )
-from functools import partial
+from functools import cache, partial
 from logging import getLogger
 from time import monotonic, sleep
 from types import MappingProxyType
@@ -58,6 +58,7 @@ from .routing.decision import (
     decide,
 )
 from .routing.intent import OPTION, REPLICA, Intent, Wish
+from .routing.need import NO_STATEMENT
 from .routing.statements import shape_of
 from .routing.transaction import NOWHERE, Placement
 from .unit_of_work import Settled, Stay, UnitOfWork
@@ -526,19 +527,13 @@ class MixinSession(SessionBase):
         """
         registry = self.anyblok
         topology, freshness = registry.topology, registry.freshness
-        classify = partial(registry.statements.need_of, clause)
         if self._flushing:
-            # Nothing else has a say.
-            return decide(
-                Situation(
-                    classify,
-                    has_primary=not topology.read_only,
-                    has_replicas=bool(topology.replicas),
-                    shadow=registry.shadow is not None,
-                    loading=registry.is_loading,
-                    unittest=registry.unittest_transaction is not None,
-                    flushing=True,
-                )
+            return _decision_for_flush(
+                has_primary=not topology.read_only,
+                has_replicas=bool(topology.replicas),
+                shadow=registry.shadow is not None,
+                loading=registry.is_loading,
+                unittest=registry.unittest_transaction is not None,
             )
 
         reader, wanted = registry.reader(), _wanted_by(clause, call)
@@ -552,7 +547,7 @@ class MixinSession(SessionBase):
 
         return decide(
             Situation(
-                classify,
+                partial(registry.statements.need_of, clause),
                 usable=usable,
                 behind=call.behind,
                 **self._known_freshness(usable, reader, call),
@@ -1526,6 +1521,18 @@ class MixinSession(SessionBase):
             shape_of(statement),
         )
         return True
+
+
+# A flush asks for each of its tables, and once more for what it deletes.
+@cache
+def _decision_for_flush(**known: bool) -> Decision:
+    """Return where a flush goes; nothing else has a say
+
+    :param known: of a :class:`.Situation`
+    """
+    return decide(
+        Situation(lambda: NO_STATEMENT, flushing=True, **known)  # type: ignore[arg-type]
+    )
 
 
 def _passes(error: Any) -> bool:

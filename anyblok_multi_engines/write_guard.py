@@ -130,13 +130,13 @@ def _read_from_replicas(
 
 def _check_update(mapper: Any, connection: Connection, state: State) -> None:
     if read_of(state) is not None:
-        keys = _not_compared(state, _updated_keys(state))
+        changed = changed_keys(state) & columns_of(state.manager).keys
+        keys = _not_compared(state, _written_over(state, changed))
         if keys:
             _compare(state.session, connection.execute, {state: keys}, {})
 
         # What the flush writes isn't what a replica said.
-        columns = columns_of(state.manager).keys
-        note_compared(state, changed_keys(state) & columns)
+        note_compared(state, changed)
 
 
 def _check_delete(mapper: Any, connection: Connection, state: State) -> None:
@@ -157,11 +157,19 @@ def _not_compared(state: State, keys: set[str]) -> set[str]:
 
 def _updated_keys(state: State) -> set[str]:
     """Return the attributes that an UPDATE would write over what was read"""
-    mapper = state.manager.mapper
     changed = changed_keys(state) & columns_of(state.manager).keys
+    return _written_over(state, changed)
+
+
+def _written_over(state: State, changed: set[str]) -> set[str]:
+    """Return which attributes a replica has said something of
+
+    :param changed: that an UPDATE would write
+    """
+    mapper = state.manager.mapper
     version = mapper.version_id_col
     if changed and version is not None:
-        changed.add(mapper.get_property_by_column(version).key)
+        changed = {*changed, mapper.get_property_by_column(version).key}
 
     # A SQL expression adds to what the primary has.
     return {
@@ -288,26 +296,34 @@ def _differing(
         does that changes no key
     """
     key = tuple(table.primary_key)
-    columns = dict.fromkeys([*key, *(x for row in rows for x in row.columns)])
-    statement = _locking_select(table, tuple(columns), no_key)
-    wanted = [row.key[0] if len(key) == 1 else row.key for row in rows]
-    found = {
-        tuple(row[x] for x in key): row
-        for row in execute(statement, {"keys": wanted}).mappings()
-    }
+    columns = tuple(
+        dict.fromkeys([*key, *(x for row in rows for x in row.columns)])
+    )
+    if len(rows) == 1:
+        statement = _locking_select_of_one(table, columns, no_key)
+        wanted = {str(n): value for n, value in enumerate(rows[0].key)}
+    else:
+        statement = _locking_select(table, columns, no_key)
+        keys = [row.key[0] if len(key) == 1 else row.key for row in rows]
+        wanted = {"keys": keys}
+
+    found = {x[: len(key)]: x for x in execute(statement, wanted).all()}
+    at = {column: n for n, column in enumerate(columns)}
     for row in rows:
         current = found.get(row.key)
         if current is None:
             yield row, set()
             continue
 
-        keys = {
+        differ = {
             name
             for column, name in row.columns.items()
-            if not _same(column.type, said_of(row.state, name), current[column])
+            if not _same(
+                column.type, said_of(row.state, name), current[at[column]]
+            )
         }
-        if keys:
-            yield row, keys
+        if differ:
+            yield row, differ
 
 
 # To make one takes as long as to execute it.
@@ -326,6 +342,24 @@ def _locking_select(table: Any, columns: tuple[Any, ...], no_key: bool) -> Any:
         .order_by(*key)
         .with_for_update(key_share=no_key)
     )
+
+
+@lru_cache(256)
+def _locking_select_of_one(
+    table: Any, columns: tuple[Any, ...], no_key: bool
+) -> Any:
+    """Return what reads and locks one row of a table
+
+    An IN is written anew each time that it is executed.
+
+    :param columns: that it reads
+    :param no_key: True: others may go on referring to the row
+    """
+    is_it = [
+        column == bindparam(str(n), type_=column.type)
+        for n, column in enumerate(table.primary_key)
+    ]
+    return select(*columns).where(*is_it).with_for_update(key_share=no_key)
 
 
 def _same(type_: Any, one: Any, other: Any) -> bool:

@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -48,11 +49,14 @@ NO_POSITIONS = frozenset(["42883", "42501", "0A000", "42601", "42704", "42703"])
 # the flush, what isn't flushed can't have been seen: a transaction that goes
 # on, or has been rolled back, may leave much more, and nobody hurries to flush
 # it. pg_walfile_name()
-# knows the timeline of the insertion; pg_control_checkpoint() lags.
+# knows the timeline of the insertion; pg_control_checkpoint() lags. The control
+# file is read from the disk, which takes longer than all the rest: not for a
+# backend whose cluster is known.
 PRIMARY_POSITION = """
 SELECT at.lsn, (pg_catalog.pg_walfile_name_offset(at.lsn)).*,
        pg_catalog.current_setting('wal_block_size'),
-       (pg_catalog.pg_control_system()).system_identifier,
+       CASE pg_catalog.pg_backend_pid() WHEN {known_pid} THEN NULL
+           ELSE (pg_catalog.pg_control_system()).system_identifier END,
        CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off'
            THEN NULL ELSE pg_catalog.pg_current_wal_flush_lsn() END
 FROM (SELECT pg_catalog.pg_current_wal_insert_lsn() AS lsn) AS at
@@ -102,6 +106,9 @@ SELECT pg_catalog.pg_backend_pid(),
        pg_catalog.inet_server_port(), {_REPLAYED}
 """
 
+# By the driver's connection: the cluster that it leads to, or led to.
+_system_ids: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
 # A number that is negative as PostgreSQL's bigint.
 UNSIGNED = 0xFFFFFFFFFFFFFFFF
 
@@ -130,17 +137,23 @@ def primary_position(driver: Any) -> Known:
     :exception: the driver's; 55000 on a server in recovery
     """
     asked_at = time.monotonic()
-    row = _row(driver, PRIMARY_POSITION)
+    # Behind a pooler, the backend isn't the connection's.
+    pid = driver.info.backend_pid if driver in _system_ids else 0
+    row = _row(driver, PRIMARY_POSITION.format(known_pid=pid))
     lsn, name, offset, page_size, system_id, flushed = row
+    if system_id is not None:
+        _system_ids[driver] = system_id & UNSIGNED
+
     position = ConsistencyToken(
-        system_id=system_id & UNSIGNED,
+        system_id=_system_ids[driver],
         timeline=int(name[:8], 16),
         lsn=end_of_record(parse_lsn(lsn), offset, int(page_size)),
     )
     visible = position
     if flushed is not None:
-        least = min(parse_lsn(flushed), position.lsn)
-        visible = replace(position, lsn=least)
+        least = parse_lsn(flushed)
+        if least < position.lsn:
+            visible = replace(position, lsn=least)
 
     return Known(asked_at, position, visible=visible)
 
