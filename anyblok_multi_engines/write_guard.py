@@ -20,9 +20,11 @@ from sqlalchemy import (
     event,
     inspect,
     select,
+    types,
 )
 from sqlalchemy import tuple_ as tuple_of
 from sqlalchemy.orm import LoaderCallableStatus, Session
+from sqlalchemy.sql.dml import Update
 
 from .errors import StaleRead, StaleReadError
 from .events import StaleReadFound, tell
@@ -37,6 +39,8 @@ from .provenance import (
 )
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import UOWTransaction
+
     from .provenance import State
 
     Execute = Callable[[Any, Any], Any]
@@ -44,8 +48,27 @@ if TYPE_CHECKING:
 # A driver sends at most 65,535 parameters; a key may have several columns.
 ROWS_PER_QUERY = 1_000
 
-# In the info of a session: the attributes that its flush has compared.
+# In the info of a session: the attributes that its flush has compared, and the
+# UPDATE that compares by itself.
 _COMPARED = "anyblok_multi_engines.compared"
+_GUARDED = "anyblok_multi_engines.guarded"
+
+# Types whose values are equal on the server where they are here.
+EXACT_TYPES = frozenset(
+    [
+        types.BigInteger,
+        types.Boolean,
+        types.Date,
+        types.DateTime,
+        types.DECIMAL,
+        types.Float,
+        types.Integer,
+        types.Numeric,
+        types.SmallInteger,
+        types.String,
+        types.Text,
+    ]
+)
 
 
 class Row(NamedTuple):
@@ -59,6 +82,69 @@ class Row(NamedTuple):
     state: State
     key: tuple[Any, ...]
     columns: Mapping[Any, str]
+
+
+class GuardedUpdate:
+    """Has the next UPDATE of a table compare what it writes over by itself
+
+    One round trip, where comparing first takes two. Only where it finds no row
+    is the row looked at, which tells why.
+
+    :param flush: that will send it
+    :param connection: to the primary
+    :param row: that it is of
+    """
+
+    def __init__(
+        self, flush: UOWTransaction, connection: Connection, row: Row
+    ) -> None:
+        self.state = row.state
+        self._session: Any = row.state.session
+        self._flush = flush
+        self._connection = connection
+        self._row = row
+        self._execute = connection.execute
+        # SQLAlchemy has no event that may answer in the server's place.
+        connection.execute = self  # type: ignore[method-assign]
+
+    def leave(self) -> None:
+        """Let the connection's statements be what they are"""
+        self._connection.__dict__.pop("execute", None)
+
+    def __call__(
+        self, statement: Any, parameters: Any = None, **options: Any
+    ) -> Any:
+        """Execute a statement of the flush"""
+        session, row = self._session, self._row
+        (table,) = self.state.manager.mapper.tables
+        is_update = isinstance(statement, Update) and statement.table is table
+        if is_update or not session._flushing:
+            end_flush(session)
+
+        if not (is_update and session._flushing):
+            return self._execute(statement, parameters, **options)
+
+        if _is_of(row, parameters):
+            said = {
+                f"said {n}": said_of(row.state, key)
+                for n, key in enumerate(row.columns.values())
+            }
+            result = self._execute(
+                _comparing(statement, tuple(row.columns)),
+                [{**parameters[0], **said}],
+                **options,
+            )
+            if result.rowcount:
+                note_compared(self.state, _changed_columns(self.state))
+                return result
+
+        # What it raises ends no transaction: nothing has been written.
+        transaction: Any = self._flush.transaction
+        transaction.rollback = lambda **_: transaction.close()
+        keys = set(row.columns.values())
+        _compare(session, self._execute, {self.state: keys}, {})
+        del transaction.rollback
+        return self._execute(statement, parameters, **options)
 
 
 def listen(target: type) -> None:
@@ -88,14 +174,16 @@ def changed_instance(session: Session) -> str | None:
     return None
 
 
-def check_before_flush(session: Session) -> None:
+def check_before_flush(session: Session, flush: UOWTransaction) -> None:
     """Compare what replicas said of what is changed with the primary
 
     And lock it there until the transaction's end: one query per table, and
-    per thousand rows. What is unknown isn't compared: attributes that were
-    never loaded, or that the primary has loaded.
+    per thousand rows. Where all there is to flush is a plain change of one
+    row, its UPDATE compares by itself. What is unknown isn't compared:
+    attributes that were never loaded, or that the primary has loaded.
 
     :param session: that is about to flush
+    :param flush: that it is about to do
     :exception: StaleReadError, where the primary says otherwise
     """
     updated = _read_from_replicas(session.dirty, _updated_keys)
@@ -105,7 +193,22 @@ def check_before_flush(session: Session) -> None:
         # What they loaded may have been in another session.
         expect_replica_reads(session, [*updated, *deleted])
         # The connection that the flush writes on: past what decides for a read.
-        _compare(session, session.connection().execute, updated, deleted)
+        connection = session.connection()
+        row = _only_row(session, updated)
+        if row is None:
+            _compare(session, connection.execute, updated, deleted)
+        else:
+            session.info[_GUARDED] = GuardedUpdate(flush, connection, row)
+
+
+def end_flush(session: Session) -> None:
+    """Forget the UPDATE that a flush should have sent, and hasn't
+
+    :param session: that has flushed
+    """
+    guarded = session.info.pop(_GUARDED, None)
+    if guarded is not None:
+        guarded.leave()
 
 
 def check_before_bulk_save(session: Session, instances: Iterable[Any]) -> None:
@@ -130,13 +233,14 @@ def _read_from_replicas(
 
 def _check_update(mapper: Any, connection: Connection, state: State) -> None:
     if read_of(state) is not None:
-        changed = changed_keys(state) & columns_of(state.manager).keys
+        changed = _changed_columns(state)
         keys = _not_compared(state, _written_over(state, changed))
         if keys:
             _compare(state.session, connection.execute, {state: keys}, {})
 
-        # What the flush writes isn't what a replica said.
-        note_compared(state, changed)
+        if not _compares_by_itself(state):
+            # What the flush writes isn't what a replica said.
+            note_compared(state, changed)
 
 
 def _check_delete(mapper: Any, connection: Connection, state: State) -> None:
@@ -157,8 +261,11 @@ def _not_compared(state: State, keys: set[str]) -> set[str]:
 
 def _updated_keys(state: State) -> set[str]:
     """Return the attributes that an UPDATE would write over what was read"""
-    changed = changed_keys(state) & columns_of(state.manager).keys
-    return _written_over(state, changed)
+    return _written_over(state, _changed_columns(state))
+
+
+def _changed_columns(state: State) -> set[str]:
+    return changed_keys(state) & columns_of(state.manager).keys
 
 
 def _written_over(state: State, changed: set[str]) -> set[str]:
@@ -198,6 +305,64 @@ def _has_replica_value(state: State, key: str) -> bool:
     value = said_of(state, key)
     return value is not Mark.FRESH and not isinstance(
         value, LoaderCallableStatus
+    )
+
+
+def _compares_by_itself(state: State) -> bool:
+    guarded = state.session.info.get(_GUARDED) if state.session else None
+    return guarded is not None and guarded.state is state
+
+
+def _only_row(
+    session: Session, updated: Mapping[State, set[str]]
+) -> Row | None:
+    """Return the row whose plain change is all that there is to flush"""
+    if len(updated) > 1 or session.new or session.deleted:
+        return None
+
+    for state, keys in updated.items():
+        mapper = state.manager.mapper
+        if keys and len(mapper.tables) == 1 and mapper.version_id_col is None:
+            ((_, row),) = _rows_of(state, keys)
+            if all(_is_exact(column.type) for column in row.columns):
+                return row
+
+    return None
+
+
+def _is_exact(type_: Any) -> bool:
+    """Return True for a type whose values the server compares as we do"""
+    if isinstance(type_, types.TypeDecorator):
+        type_ = type_.impl
+
+    return type(type_) in EXACT_TYPES
+
+
+def _is_of(row: Row, parameters: Any) -> bool:
+    """Return True where an UPDATE of a flush is of one row, and of this one"""
+    (table,) = row.state.manager.mapper.tables
+    key = [f"{table.name}_{column.name}" for column in table.primary_key]
+    return (
+        isinstance(parameters, list)
+        and len(parameters) == 1
+        and tuple(map(parameters[0].get, key)) == row.key
+    )
+
+
+@lru_cache(256)
+def _comparing(statement: Any, columns: tuple[Any, ...]) -> Any:
+    """Return an UPDATE that finds its row if that is what was said of it
+
+    :param statement: of a flush
+    :param columns: that it compares
+    """
+    return statement.where(
+        *(
+            column.is_not_distinct_from(
+                bindparam(f"said {n}", type_=column.type)
+            )
+            for n, column in enumerate(columns)
+        )
     )
 
 

@@ -154,14 +154,16 @@ def on_primary(registry):
 
 @pytest.fixture
 def locks(registry, servers):
-    """Give a function that returns the queries that have locked rows"""
+    """Give a function that returns the queries that have compared rows"""
     start = len(servers.statements_on(servers.cluster.primary))
 
     def locks():
         return [
             line
             for line in servers.statements_on(servers.cluster.primary)[start:]
-            if "FOR UPDATE" in line or "FOR NO KEY UPDATE" in line
+            if "FOR UPDATE" in line
+            or "FOR NO KEY UPDATE" in line
+            or "IS NOT DISTINCT FROM" in line
         ]
 
     return locks
