@@ -91,25 +91,36 @@ class GuardedUpdate:
     is the row looked at, which tells why.
 
     :param flush: that will send it
-    :param connection: to the primary
     :param row: that it is of
     """
 
-    def __init__(
-        self, flush: UOWTransaction, connection: Connection, row: Row
-    ) -> None:
+    _connection: Any = None
+
+    def __init__(self, flush: UOWTransaction, row: Row) -> None:
         self.state = row.state
         self._session: Any = row.state.session
         self._flush = flush
-        self._connection = connection
         self._row = row
+        self._said = {
+            f"said {n}": said_of(row.state, key)
+            for n, key in enumerate(row.columns.values())
+        }
+
+    def expect(self, connection: Connection, changed: set[str]) -> None:
+        """Wait for the UPDATE, which is the next one
+
+        :param connection: that will send it
+        :param changed: the attributes that it will write
+        """
+        self._connection, self._changed = connection, changed
         self._execute = connection.execute
         # SQLAlchemy has no event that may answer in the server's place.
         connection.execute = self  # type: ignore[method-assign]
 
     def leave(self) -> None:
         """Let the connection's statements be what they are"""
-        self._connection.__dict__.pop("execute", None)
+        if self._connection is not None:
+            self._connection.__dict__.pop("execute", None)
 
     def __call__(
         self, statement: Any, parameters: Any = None, **options: Any
@@ -124,27 +135,35 @@ class GuardedUpdate:
         if not (is_update and session._flushing):
             return self._execute(statement, parameters, **options)
 
+        result = None
         if _is_of(row, parameters):
-            said = {
-                f"said {n}": said_of(row.state, key)
-                for n, key in enumerate(row.columns.values())
-            }
             result = self._execute(
                 _comparing(statement, tuple(row.columns)),
-                [{**parameters[0], **said}],
+                [{**parameters[0], **self._said}],
                 **options,
             )
-            if result.rowcount:
-                note_compared(self.state, _changed_columns(self.state))
-                return result
 
-        # What it raises ends no transaction: nothing has been written.
+        if result is None or not result.rowcount:
+            self._compare()
+            result = self._execute(statement, parameters, **options)
+
+        note_compared(self.state, self._changed)
+        return result
+
+    def _compare(self) -> None:
+        """Tell why the UPDATE finds no row; it has changed by now, or hasn't
+
+        As before a flush, nothing has been written, and what is raised ends no
+        transaction.
+        """
         transaction: Any = self._flush.transaction
-        transaction.rollback = lambda **_: transaction.close()
-        keys = set(row.columns.values())
-        _compare(session, self._execute, {self.state: keys}, {})
-        del transaction.rollback
-        return self._execute(statement, parameters, **options)
+        written = [x for x, (_, seen) in self._flush.states.items() if not seen]
+        if written == [self.state] and _is_of_columns(self.state):
+            transaction.rollback = lambda **_: transaction.close()
+
+        keys = set(self._row.columns.values())
+        _compare(self._session, self._execute, {self.state: keys}, {})
+        transaction.__dict__.pop("rollback", None)
 
 
 def listen(target: type) -> None:
@@ -186,19 +205,22 @@ def check_before_flush(session: Session, flush: UOWTransaction) -> None:
     :param flush: that it is about to do
     :exception: StaleReadError, where the primary says otherwise
     """
-    updated = _read_from_replicas(session.dirty, _updated_keys)
+    end_flush(session)
+    dirty = session.dirty
+    updated = _read_from_replicas(dirty, _updated_keys)
     deleted = _read_from_replicas(session.deleted, _deleted_keys)
     session.info[_COMPARED] = WeakKeyDictionary({**updated, **deleted})
     if updated or deleted:
         # What they loaded may have been in another session.
         expect_replica_reads(session, [*updated, *deleted])
+        if len(dirty) == 1 and not (session.new or session.deleted):
+            row = _plain_row(*next(iter(updated.items())))
+            if row is not None:
+                session.info[_GUARDED] = GuardedUpdate(flush, row)
+                return
+
         # The connection that the flush writes on: past what decides for a read.
-        connection = session.connection()
-        row = _only_row(session, updated)
-        if row is None:
-            _compare(session, connection.execute, updated, deleted)
-        else:
-            session.info[_GUARDED] = GuardedUpdate(flush, connection, row)
+        _compare(session, session.connection().execute, updated, deleted)
 
 
 def end_flush(session: Session) -> None:
@@ -234,11 +256,16 @@ def _read_from_replicas(
 def _check_update(mapper: Any, connection: Connection, state: State) -> None:
     if read_of(state) is not None:
         changed = _changed_columns(state)
-        keys = _not_compared(state, _written_over(state, changed))
-        if keys:
-            _compare(state.session, connection.execute, {state: keys}, {})
+        info = {} if state.session is None else state.session.info
+        if not changed <= info.get(_COMPARED, {}).get(state, set()):
+            keys = _not_compared(state, _written_over(state, changed))
+            if keys:
+                _compare(state.session, connection.execute, {state: keys}, {})
 
-        if not _compares_by_itself(state):
+        guarded = info.get(_GUARDED)
+        if guarded is not None and guarded.state is state:
+            guarded.expect(connection, changed)
+        else:
             # What the flush writes isn't what a replica said.
             note_compared(state, changed)
 
@@ -308,26 +335,28 @@ def _has_replica_value(state: State, key: str) -> bool:
     )
 
 
-def _compares_by_itself(state: State) -> bool:
-    guarded = state.session.info.get(_GUARDED) if state.session else None
-    return guarded is not None and guarded.state is state
+def _plain_row(state: State, keys: set[str]) -> Row | None:
+    """Return the row of an instance whose flush is one UPDATE that can compare
 
-
-def _only_row(
-    session: Session, updated: Mapping[State, set[str]]
-) -> Row | None:
-    """Return the row whose plain change is all that there is to flush"""
-    if len(updated) > 1 or session.new or session.deleted:
+    :param keys: the attributes to compare
+    """
+    mapper = state.manager.mapper
+    if (
+        not keys
+        or len(mapper.tables) > 1
+        or mapper.version_id_col is not None
+        or not _is_of_columns(state)
+    ):
         return None
 
-    for state, keys in updated.items():
-        mapper = state.manager.mapper
-        if keys and len(mapper.tables) == 1 and mapper.version_id_col is None:
-            ((_, row),) = _rows_of(state, keys)
-            if all(_is_exact(column.type) for column in row.columns):
-                return row
+    ((_, row),) = _rows_of(state, keys)
+    return row if all(_is_exact(x.type) for x in row.columns) else None
 
-    return None
+
+def _is_of_columns(state: State) -> bool:
+    """Return True where nothing but columns has been changed, and no key"""
+    columns = columns_of(state.manager)
+    return state.committed_state.keys() <= columns.keys - columns.primary
 
 
 def _is_exact(type_: Any) -> bool:
@@ -341,12 +370,17 @@ def _is_exact(type_: Any) -> bool:
 def _is_of(row: Row, parameters: Any) -> bool:
     """Return True where an UPDATE of a flush is of one row, and of this one"""
     (table,) = row.state.manager.mapper.tables
-    key = [f"{table.name}_{column.name}" for column in table.primary_key]
     return (
         isinstance(parameters, list)
         and len(parameters) == 1
-        and tuple(map(parameters[0].get, key)) == row.key
+        and tuple(map(parameters[0].get, _labels(table))) == row.key
     )
+
+
+@lru_cache(256)
+def _labels(table: Any) -> tuple[str, ...]:
+    """Return what SQLAlchemy calls a table's key in the UPDATE of a flush"""
+    return tuple(f"{table.name}_{x.name}" for x in table.primary_key)
 
 
 @lru_cache(256)

@@ -516,6 +516,126 @@ class TestChanges:
         with registry.engine_of("primary").begin() as connection:
             assert connection.execute(locked).all() == [(10,)]
 
+    def test_update_of_one_row_compares_by_itself(
+        self, registry, pair, locks, on_primary
+    ):
+        registry.Pair.query().get((1, "y")).n += 1
+        registry.flush()
+        (only,) = locks()
+        assert "UPDATE pair" in only
+        registry.commit()
+        assert on_primary(text("select sum(n) from pair")) == 11
+
+    def test_two_rows_are_compared_first(self, registry, pair, locks):
+        on_replica = registry.Pair.query().all()
+        with registry.session.no_autoflush:
+            for instance in on_replica:
+                instance.n += 1
+
+        with pytest.raises(StaleReadError):
+            registry.flush()
+
+        (only,) = locks()
+        assert "SELECT" in only
+
+    def test_refusal_ends_no_transaction(self, registry, pair, on_primary):
+        n = pair.n
+        registry.Team.insert(id=1, name="x")
+        pair.n = n + 1
+        with pytest.raises(StaleReadError):
+            registry.flush()
+
+        pair.refresh()
+        assert pair.n == 10
+        pair.n += 1
+        registry.commit()
+        assert on_primary(text("select sum(n) from pair")) == 11
+        assert on_primary(text("select count(*) from team")) == 1
+
+    def test_refusal_ends_its_savepoint_alone(self, registry, pair, on_primary):
+        n = pair.n
+        registry.Team.insert(id=1, name="x")
+        with pytest.raises(StaleReadError), registry.begin_nested():
+            pair.n = n + 1
+
+        registry.Pair.query().get((1, "y")).n += 1
+        registry.commit()
+        assert on_primary(text("select sum(n) from pair")) == 11
+        assert on_primary(text("select count(*) from team")) == 1
+
+    def test_what_a_listener_has_added_is_not_written(
+        self, registry, pair, on_primary
+    ):
+        def add(session, flush_context, instances):
+            if not session.new:
+                session.add(registry.Team(id=1, name="x"))
+
+        event.listen(registry.session, "before_flush", add)
+        pair.n += 1
+        try:
+            with pytest.raises(StaleReadError):
+                registry.flush()
+        finally:
+            event.remove(registry.session, "before_flush", add)
+
+        registry.rollback()
+        assert on_primary(text("select sum(n) from pair")) == 10
+        assert on_primary(text("select count(*) from team")) == 0
+
+    @pytest.mark.parametrize("others_first", [True, False])
+    def test_update_of_another_row_by_a_listener_is_let_through(
+        self, registry, pair, on_primary, others_first
+    ):
+        Pair = registry.Pair
+
+        def touch(mapper, connection, target):
+            other = update(Pair.__table__).where(Pair.b == "y").values(n=5)
+            connection.execute(other)
+
+        event.listen(Pair, "before_update", touch, insert=others_first)
+        pair.n += 1
+        try:
+            with pytest.raises(StaleReadError):
+                registry.flush()
+        finally:
+            event.remove(Pair, "before_update", touch)
+
+        registry.rollback()
+        assert on_primary(text("select sum(n) from pair")) == 10
+
+    def test_row_that_a_trigger_keeps_is_not_stale(
+        self, registry, pair, on_primary
+    ):
+        on_primary(
+            text(
+                "create function keep() returns trigger language plpgsql as "
+                "'begin return null; end'"
+            )
+        )
+        on_primary(
+            text(
+                "create trigger keep before update on pair "
+                "for each row execute function keep()"
+            )
+        )
+        registry.Pair.query().get((1, "y")).n += 1
+        try:
+            with pytest.raises(StaleDataError) as error:
+                registry.flush()
+        finally:
+            registry.rollback()
+            on_primary(text("drop function keep cascade"))
+
+        assert not isinstance(error.value, StaleReadError)
+
+    def test_next_statements_are_what_they_are(self, registry, pair, locks):
+        Pair = registry.Pair
+        Pair.query().get((1, "y")).n += 1
+        registry.flush()
+        registry.execute(update(Pair).values(n=5))
+        registry.rollback()
+        assert len(locks()) == 1
+
     def test_thousands_are_one_query_per_thousand(
         self, registry, freeze, locks
     ):
