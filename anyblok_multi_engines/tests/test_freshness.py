@@ -27,6 +27,10 @@ from anyblok_multi_engines.errors import (
     OptionError,
 )
 from anyblok_multi_engines.freshness import UNITS_ON_ONE
+from anyblok_multi_engines.health.probe import (
+    PRIMARY_POSITION,
+    primary_position,
+)
 from anyblok_multi_engines.reader import Reader, Seen, serving
 from anyblok_multi_engines.routing.decision import Decision, Reason
 from anyblok_multi_engines.testing import wait_until
@@ -1088,3 +1092,25 @@ class TestReadOnlyMode:
         reading.read_after(token)
         with pytest.raises(NoReplicaError, match="--db-ro-wait"):
             titles(reading)
+
+
+def test_backend_is_asked_for_its_cluster_once(servers, make):
+    primary = servers.cluster.primary
+    with make().engine_of("primary").connect() as connection:
+        driver = connection.connection.dbapi_connection
+        pid = driver.info.backend_pid
+        first = primary_position(driver)
+        start = primary.log_size
+        second = primary_position(driver)
+        assert f"WHEN {pid} THEN NULL" in primary.log(start)
+        found = {
+            known: connection.exec_driver_sql(
+                PRIMARY_POSITION.format(known_pid=known)
+            ).one()[4]
+            for known in (pid, pid + 1)
+        }
+
+    assert first.position.system_id == second.position.system_id
+    # Behind a pooler, another backend may answer.
+    assert found[pid] is None
+    assert found[pid + 1] is not None

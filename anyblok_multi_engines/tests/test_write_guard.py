@@ -19,6 +19,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import event, inspect, select, text, update
 from sqlalchemy.dialects.postgresql import Range
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import (
     LoaderCallableStatus,
     Mapper,
@@ -577,6 +578,10 @@ class TestChanges:
                 registry.flush()
         finally:
             event.remove(registry.session, "before_flush", add)
+
+        # The flush may have inserted it: its transaction has ended.
+        with pytest.raises(PendingRollbackError):
+            registry.commit()
 
         registry.rollback()
         assert on_primary(text("select sum(n) from pair")) == 10
