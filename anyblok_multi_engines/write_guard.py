@@ -129,12 +129,10 @@ class GuardedUpdate:
         session, row = self._session, self._row
         (table,) = self.state.manager.mapper.tables
         is_update = isinstance(statement, Update) and statement.table is table
-        if is_update or not session._flushing:
-            end_flush(session)
-
         if not (is_update and session._flushing):
             return self._execute(statement, parameters, **options)
 
+        end_flush(session)
         result = None
         if _is_of(row, parameters):
             result = self._execute(
@@ -340,13 +338,8 @@ def _plain_row(state: State, keys: set[str]) -> Row | None:
 
     :param keys: the attributes to compare
     """
-    mapper = state.manager.mapper
-    if (
-        not keys
-        or len(mapper.tables) > 1
-        or mapper.version_id_col is not None
-        or not _is_of_columns(state)
-    ):
+    tables = state.manager.mapper.tables
+    if not keys or len(tables) > 1 or not _is_of_columns(state):
         return None
 
     ((_, row),) = _rows_of(state, keys)

@@ -406,8 +406,25 @@ class TestChanges:
 
         assert [x.key["b"] for x in error.value.reads] == ["x", "y"]
 
-    def test_it_is_refused_again(self, registry, pair):
+    @pytest.mark.parametrize("key_changes", [False, True])
+    def test_it_is_refused_again(self, registry, pair, key_changes):
         pair.n += 1
+        if key_changes:
+            pair.b = "z"
+
+        for _ in range(2):
+            with pytest.raises(StaleReadError):
+                registry.flush()
+
+    def test_it_is_refused_again_with_what_the_primary_has_loaded(
+        self, registry, pair
+    ):
+        n = pair.n
+        team = registry.Team.insert(id=1, name="x")
+        with registry.session.no_autoflush:
+            pair.n = n + 1
+            team.name = "y"
+
         for _ in range(2):
             with pytest.raises(StaleReadError):
                 registry.flush()
@@ -633,6 +650,33 @@ class TestChanges:
 
         assert not isinstance(error.value, StaleReadError)
 
+    @pytest.mark.parametrize("by_flush", [True, False])
+    def test_flush_that_fails_leaves_nothing_behind(
+        self, registry, pair, on_primary, by_flush
+    ):
+        def fail(mapper, connection, target):
+            raise RuntimeError("of a listener")
+
+        other = registry.Pair.query().get((1, "y"))
+        n = other.n
+        registry.Team.insert(id=1, name="x")
+        event.listen(registry.Pair, "before_update", fail)
+        try:
+            with pytest.raises(RuntimeError), registry.begin_nested():
+                other.n = n + 1
+        finally:
+            event.remove(registry.Pair, "before_update", fail)
+
+        on_primary(update(registry.Pair).values(n=20))
+        if by_flush:
+            other.n = 21
+        else:
+            Pair = registry.Pair
+            registry.execute(update(Pair).where(Pair.b == "y").values(n=21))
+
+        registry.commit()
+        assert on_primary(text("select sum(n) from pair")) == 41
+
     def test_next_statements_are_what_they_are(self, registry, pair, locks):
         Pair = registry.Pair
         Pair.query().get((1, "y")).n += 1
@@ -664,6 +708,32 @@ class TestChanges:
         registry.flush()
         assert len(locks()) == 6
         registry.rollback()
+
+
+def test_update_of_another_row_in_the_flush_is_not_taken_for_it(
+    registry, freeze, on_primary
+):
+    Typed = registry.Typed
+    for number in (1, 2):
+        Typed.insert(id=number, integer=0)
+
+    freeze()
+    on_primary(text("update typed set integer = 10 where id = 2"))
+    instance = Typed.query().filter_by(id=2).one()
+    n = instance.integer
+    with registry.use_primary():
+        other = Typed.query().filter_by(id=1).one()
+
+    def change(session, flush_context, instances):
+        other.string = "changed"
+
+    event.listen(registry.session, "before_flush", change)
+    instance.integer = n + 1
+    try:
+        with pytest.raises(StaleReadError, match="integer"):
+            registry.flush()
+    finally:
+        event.remove(registry.session, "before_flush", change)
 
 
 class TestVersions:
