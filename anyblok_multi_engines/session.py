@@ -721,6 +721,10 @@ class MixinSession(SessionBase):
             return True
 
         call.served_by(name)
+        wait = freshness.options.wait
+        if wait and call.until is None and self._has_fallback():
+            call.until = freshness.catch_up.until(name, reader, wait)
+
         connection = self._connections_of_replicas().get(name)
         if connection is None:
             # Asked as soon as there is one.
@@ -742,6 +746,7 @@ class MixinSession(SessionBase):
         begun = monotonic()
         try:
             is_fresh: bool = freshness.is_fresh(
+                name,
                 connection,
                 reader,
                 call.floor,
@@ -950,9 +955,10 @@ class MixinSession(SessionBase):
 
         Once, when none of those that were asked had what it must see.
         """
-        freshness = self.anyblok.freshness
+        registry = self.anyblok
+        freshness = registry.freshness
         wait = freshness.options.wait
-        if PRIMARY in self.anyblok.monitor.snapshot.down:
+        if PRIMARY in registry.monitor.snapshot.down:
             # It is this or an error.
             wait = max(wait, PATIENCE)
 
@@ -963,9 +969,21 @@ class MixinSession(SessionBase):
         if nearest is None:
             return False
 
+        if self._has_fallback() and freshness.catch_up.is_hopeless(nearest):
+            return False
+
         call.until = monotonic() + wait
         call.behind -= {nearest}
         return True
+
+    def _has_fallback(self) -> bool:
+        """Return True where the primary serves for want of a replica"""
+        registry = self.anyblok
+        return (
+            registry.fallback.to_primary
+            and not registry.topology.read_only
+            and PRIMARY not in registry.monitor.snapshot.down
+        )
 
     def _note_checked(self, reader: Reader, call: Call, is_fresh: bool) -> None:
         """Note what the question whether a replica is fresh enough has given"""
