@@ -277,7 +277,7 @@ class MixinSession(SessionBase):
             if settled is not None:
                 return settled
 
-        if bind is None and self.bind is None:
+        if bind is None and self.bind is None and not self._has_binds:
             bound = registry.bind
         else:
             bound = super().get_bind(mapper, clause=clause, bind=bind, **kwargs)
@@ -320,6 +320,7 @@ class MixinSession(SessionBase):
             self._unit is not NO_UNIT
             or self._flushing
             or self._wishes
+            or self.twophase
             or self._nested_transaction is not None
             or call.wanted is not None
             or scope.depth
@@ -612,11 +613,11 @@ class MixinSession(SessionBase):
 
     def _current(self) -> UnitOfWork | None:
         """Return what is known of this unit of work; None: it hasn't begun"""
-        unit = self._unit
-        if unit.root is None or unit.root is not self.get_transaction():
-            return None
+        unit, root = self._unit, self._transaction
+        if root is not None and root is not unit.root:
+            root = self.get_transaction()
 
-        return unit
+        return None if root is None or root is not unit.root else unit
 
     def _begun(self) -> UnitOfWork:
         """Return this unit of work, which begins here if it hasn't yet"""

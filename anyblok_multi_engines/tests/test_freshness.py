@@ -772,7 +772,6 @@ class TestWait:
         assert unit(registry, servers) == "primary"
         assert 0.3 <= time.monotonic() - begun < 2.0
 
-
     def test_is_a_moment_by_default(self, make):
         assert make().freshness.options.wait == 0.01
 

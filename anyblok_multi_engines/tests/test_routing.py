@@ -405,6 +405,17 @@ def test_two_phase_commit_stays_on_the_primary(registry, servers):
     registry.Session.remove()
 
 
+def test_two_phase_commit_counts_from_the_next_unit_of_work(registry, servers):
+    port = str(servers.cluster.primary.port)
+    for _ in range(3):
+        assert registry.execute(PORT).scalar() != port
+        registry.rollback()
+
+    registry.session.twophase = True
+    assert registry.execute(PORT).scalar() == port
+    registry.Session.remove()
+
+
 def test_threads_do_not_share_their_units_of_work(registry, servers):
     registry.Shelf.insert(name="x")
     seen = []
