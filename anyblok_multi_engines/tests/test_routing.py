@@ -405,14 +405,17 @@ def test_two_phase_commit_stays_on_the_primary(registry, servers):
     registry.Session.remove()
 
 
-def test_two_phase_commit_counts_from_the_next_unit_of_work(registry, servers):
-    port = str(servers.cluster.primary.port)
+def test_two_phase_commit_counts_from_the_next_unit_of_work(registry):
+    statement = select(registry.Shelf)
+    session = registry.session
     for _ in range(3):
-        assert registry.execute(PORT).scalar() != port
+        session.execute(statement)
+        assert session.placement().replica in REPLICAS
         registry.rollback()
 
-    registry.session.twophase = True
-    assert registry.execute(PORT).scalar() == port
+    session.twophase = True
+    session.execute(statement)
+    assert session.placement().on_primary
     registry.Session.remove()
 
 
