@@ -405,20 +405,6 @@ def test_two_phase_commit_stays_on_the_primary(registry, servers):
     registry.Session.remove()
 
 
-def test_two_phase_commit_counts_from_the_next_unit_of_work(registry):
-    statement = select(registry.Shelf)
-    session = registry.session
-    for _ in range(3):
-        session.execute(statement)
-        assert session.placement().replica in REPLICAS
-        registry.rollback()
-
-    session.twophase = True
-    session.execute(statement)
-    assert session.placement().on_primary
-    registry.Session.remove()
-
-
 def test_threads_do_not_share_their_units_of_work(registry, servers):
     registry.Shelf.insert(name="x")
     seen = []
