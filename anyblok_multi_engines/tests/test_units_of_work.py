@@ -443,6 +443,8 @@ class TestStay:
         registry.session.twophase = True
         registry.session.execute(known)
         assert registry.session.placement().on_primary
+        # None was asked for what it can't do.
+        assert not registry.monitor.snapshot.down
         registry.Session.remove()
 
     @pytest.mark.parametrize("why", ["behind", "new connection"])
