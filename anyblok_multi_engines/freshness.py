@@ -653,6 +653,9 @@ class Freshness:
             try:
                 return primary_position(connection.dbapi_connection)
             except self._errors(PRIMARY):
+                if self._is_down(PRIMARY):
+                    raise
+
                 # It may be of before a restart.
                 connection.invalidate()
 
