@@ -206,7 +206,9 @@ def split(text: str) -> Iterator[str]:
 def _content(path: str) -> str:
     try:
         found = (
-            sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+            sys.stdin.buffer.read()
+            if path == STDIN
+            else Path(path).read_bytes()
         )
         return found.decode("utf-8-sig")
     except UnicodeDecodeError:

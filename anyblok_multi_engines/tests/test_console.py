@@ -593,7 +593,6 @@ class TestExplain:
             assert said.server_name in mine.servers
             assert (said.reason, said.because) == (mine.reason, mine.because)
 
-
     @pytest.mark.parametrize(
         "words",
         [
