@@ -357,7 +357,8 @@ def _is_exact(type_: Any) -> bool:
     if isinstance(type_, types.TypeDecorator):
         type_ = type_.impl
 
-    return type(type_) in EXACT_TYPES
+    # Of two texts that differ, a collation may say that they are equal.
+    return type(type_) in EXACT_TYPES and not getattr(type_, "collation", None)
 
 
 def _is_of(row: Row, parameters: Any) -> bool:

@@ -17,7 +17,7 @@ from json import loads
 from uuid import UUID
 
 import pytest
-from sqlalchemy import event, inspect, select, text, update
+from sqlalchemy import String, event, inspect, select, text, update
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import (
@@ -36,6 +36,7 @@ from anyblok_multi_engines.provenance import read_of, said_of
 from anyblok_multi_engines.routing.intent import Intent, Wish
 from anyblok_multi_engines.test_bloks.test5.values import Level, Thing
 from anyblok_multi_engines.tests.conftest import Registries, restored_options
+from anyblok_multi_engines.write_guard import _is_exact
 
 TABLES = "typed, team, versioned, pair, dog, animal, join_node_and_node, node"
 
@@ -1587,3 +1588,9 @@ class TestAfterItsOwnWrite:
         assert pair.n == 0
         registry.execute(text("select 1 for update"))
         assert pair.n == 10
+
+
+def test_text_of_a_collation_is_not_compared_by_an_update():
+    """Which may say that what differs is equal"""
+    assert _is_exact(String())
+    assert not _is_exact(String(collation="case_insensitive"))
