@@ -61,8 +61,6 @@ from .routing.decision import PRIMARY, UNITTEST, Decision, Reason
 from .routing.intent import Intent, Wish
 from .routing.statements import Statements
 from .session import MixinSession, statement_of
-from .shadow.mode import Shadow
-from .shadow.record import Record
 from .topology import Role, Server, Topology, places_of
 from .tracing import name_in_spans
 
@@ -75,6 +73,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from anyblok.registry import Registry as RegistryBase
+
+    from .shadow.mode import Shadow
+    from .shadow.record import Record
 else:
     RegistryBase = object
 
@@ -270,6 +271,9 @@ class MultiEngines(RegistryBase):
         return known if config.shadow(known) is None else known.primary_alone
 
     def _new_shadow(self) -> Shadow | None:
+        # No other start pays for it.
+        from .shadow.mode import Shadow
+
         options = config.shadow(self._known)
         assert options is not None
         shadow = Shadow(self, self._known, options, self.fallback, self._policy)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from logging import getLogger
 from random import Random
 from types import MappingProxyType
@@ -266,7 +265,7 @@ class Monitor:
         limits = self._limits
         if not self._is_replica(name):
             # Nobody serves in its place: it is missed each moment.
-            limits = replace(limits, max_backoff=limits.interval)
+            limits = limits._replace(max_backoff=limits.interval)
 
         return judge_failure(known, reason, limits, self._random(), now)
 
@@ -288,7 +287,7 @@ class Monitor:
             before = self.snapshot.of(name)
             after = change(before)
             if after is not before:
-                after = replace(after, pool=self._probes[name].pool_use())
+                after = after._replace(pool=self._probes[name].pool_use())
                 self.snapshot = self.snapshot.with_server(name, after)
 
         if before.status is not after.status:
