@@ -194,16 +194,22 @@ class MultiEngines(RegistryBase):
         #: True in a registry that anyblok_createdb or anyblok_updatedb made
         self.is_maintained = _running_command() in MAINTENANCE_COMMANDS
         super().__init__(db_name, *args, **kwargs)
-        # A command that maintains a database asks the primary alone.
-        watches = not (self.unittest or self.is_maintained)
-        if self.shadow is not None and watches:
+        if self.shadow is not None and self._watches:
             self._start_shadow(self.shadow)
-        elif self.topology.replicas and watches:
+        elif self.topology.replicas and self._watches:
             if not self.topology.read_only:
                 # After the load, which needs no replica.
                 self.monitor.step()
 
             self.monitor.start()
+
+    @property
+    def _watches(self) -> bool:
+        """Return True where the servers are asked how they are
+
+        A command that maintains a database asks the primary alone.
+        """
+        return not (self.unittest or self.is_maintained)
 
     def _start_shadow(self, shadow: Shadow) -> None:
         """Begin to note; nobody waits for a server"""
@@ -1100,6 +1106,10 @@ class MultiEngines(RegistryBase):
 
         In read-only mode, from a replica, and nothing is migrated.
         """
+        if self._watches:
+            # Who asks them after the load finds its connections made.
+            self.monitor.begin()
+
         super().load()
         self.forget_catalogue()
         if self.topology.read_only:

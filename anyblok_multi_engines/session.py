@@ -527,7 +527,7 @@ class MixinSession(SessionBase):
         registry = self.anyblok
         topology, freshness = registry.topology, registry.freshness
         classify = partial(registry.statements.need_of, clause)
-        if self._flushing:
+        if self._flushing or (registry.is_loading and not topology.read_only):
             # Nothing else has a say.
             return decide(
                 Situation(
@@ -537,7 +537,7 @@ class MixinSession(SessionBase):
                     shadow=registry.shadow is not None,
                     loading=registry.is_loading,
                     unittest=registry.unittest_transaction is not None,
-                    flushing=True,
+                    flushing=self._flushing,
                 )
             )
 

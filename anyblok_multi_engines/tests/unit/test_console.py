@@ -70,7 +70,7 @@ REPLICA1 = Server("replica1", Role.REPLICA, URL, "--db-ro-urls")
 REPLICA2 = Server("replica2", Role.REPLICA, URL, "--db-ro-urls")
 TOPOLOGY = Topology(PRIMARY, (REPLICA1, REPLICA2))
 READ_ONLY = Topology(None, (REPLICA1, REPLICA2))
-DB_URL = replace(TOPOLOGY, primary=replace(PRIMARY, takes_reads=True))
+DB_URL = TOPOLOGY._replace(primary=replace(PRIMARY, takes_reads=True))
 POSITION = ConsistencyToken(1, 1, 0x3000148)
 
 
