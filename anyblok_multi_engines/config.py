@@ -142,7 +142,7 @@ def update_database(group: Any) -> None:
         "--db-ro-wait",
         default=FRESHNESS.wait,
         help="Seconds that a read waits at most for a replica that is behind "
-        "what it must see, before it goes elsewhere. Default: 0.0.",
+        "what it must see, before it goes elsewhere. Default: 0.01.",
     )
     group.add_argument(
         "--db-ro-check-interval",

@@ -61,7 +61,7 @@ class FreshnessOptions(NamedTuple):
     consistency: Consistency = Consistency.SESSION
     max_staleness: float | None = None
     sticky: float = 5.0
-    wait: float = 0.0
+    wait: float = 0.01
 
 
 def parse_lsn(text: str) -> int:

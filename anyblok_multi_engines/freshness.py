@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from .catch_up import CatchUp
 from .consistency import (
     Consistency,
     ConsistencyToken,
@@ -44,7 +45,6 @@ from .health.probe import (
     replica_identity,
     replica_position,
     summary_of,
-    wait_for,
 )
 from .positions import Known, Link, OnPromotion, Positions
 from .reader import Reader, Readers, Seen
@@ -56,11 +56,6 @@ if TYPE_CHECKING:
     from sqlalchemy import PoolProxiedConnection
 
 logger = getLogger(__name__)
-
-# Seconds between two questions to a replica that is waited for: the first,
-# and the longest. Each is twice as long as the one before.
-FIRST_PAUSE = 0.0005
-LONGEST_PAUSE = 0.02
 
 # Seconds for which a replica that was behind isn't asked again, where another
 # one may be further.
@@ -104,6 +99,7 @@ class Freshness:
     ) -> None:
         self.options = options
         self.positions = Positions(on_promotion)
+        self.catch_up = CatchUp()
         #: What any session of the process has committed
         self.process = Reader()
         self._engines = engines
@@ -298,6 +294,7 @@ class Freshness:
 
     def is_fresh(
         self,
+        name: str,
         connection: Connection,
         reader: Reader,
         floor: ConsistencyToken | None,
@@ -306,6 +303,7 @@ class Freshness:
     ) -> bool:
         """Return True where a replica has what is asked for
 
+        :param name: of the replica
         :param connection: to the replica, that will read
         :param reader: who reads; what it has seen elsewhere is in the floor
         :param floor: the position to reach; None: nothing is asked for
@@ -342,7 +340,9 @@ class Freshness:
             return True
 
         try:
-            return _wait(driver, link, floor, until)
+            return self.catch_up.has_reached(
+                name, driver, link, reader, floor, until
+            )
         except connection.dialect.loaded_dbapi.Error as error:
             if self._is_refused(error):
                 return True
@@ -409,8 +409,8 @@ class Freshness:
                     return
             else:
                 self.positions.note_primary(known)
-                reader.note_written(known.position)
-                self.process.note_written(known.position)
+                reader.note_written(known.position, known.asked_at)
+                self.process.note_written(known.position, known.asked_at)
                 return
 
         now, sticky = time.monotonic(), self.options.sticky
@@ -450,7 +450,8 @@ class Freshness:
         """
         if reader.knows.unknown_write:
             with suppress(Behind):
-                reader.note_written(self._primary_now().position)
+                known = self._primary_now()
+                reader.note_written(known.position, known.asked_at)
 
         knows = reader.knows
         if not self.has_positions or knows.unknown_write:
@@ -652,6 +653,9 @@ class Freshness:
             try:
                 return primary_position(connection.dbapi_connection)
             except self._errors(PRIMARY):
+                if self._is_down(PRIMARY):
+                    raise
+
                 # It may be of before a restart.
                 connection.invalidate()
 
@@ -706,35 +710,6 @@ class Freshness:
             self.options.sticky,
             why,
         )
-
-
-def _wait(
-    driver: Any, link: Link, floor: ConsistencyToken, until: float | None
-) -> bool:
-    """Ask a replica until it has a position, or until it is too late
-
-    It is asked once at least.
-    """
-    pause = FIRST_PAUSE
-    while True:
-        known = replica_position(driver)
-        if known is None:
-            return False
-
-        link.note(known)
-        if floor.is_reached_by(known.position):
-            return True
-
-        if not floor.can_be_reached_from(known.position):
-            return False
-
-        left = 0.0 if until is None else until - time.monotonic()
-        if left <= 0:
-            return False
-
-        if not wait_for(driver, floor, left):
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _wrapped(connection: Connection, error: Exception) -> DBAPIError:

@@ -338,6 +338,15 @@ def note_compared(state: State, keys: Iterable[str]) -> None:
         _note(state, Read(read.server, {**read.values, **fresh}))
 
 
+@cache
+def read_from(server: str) -> Read:
+    """Return what a replica said of instances whose states tell it
+
+    :param server: the name of the replica
+    """
+    return Read(server)
+
+
 def note_attached(session: Session, instance: Any) -> None:
     """Note that an instance comes from another session
 
@@ -351,12 +360,6 @@ def _note(state: State, read: Read | Kept) -> None:
     setattr(state, _READ, read)
 
 
-@cache
-def _as_loaded(server: str) -> Read:
-    """Return what a replica said of instances whose states tell it"""
-    return Read(server)
-
-
 def _note_load(state: State, context: Any) -> None:
     """Note where an instance comes from that is new to its session
 
@@ -367,16 +370,20 @@ def _note_load(state: State, context: Any) -> None:
         return
 
     call = context.bind_arguments.get(CALL)
-    if call is None or not call.from_replica:
+    if call is not None and call.read is not None:
+        setattr(state, _READ, call.read)
+        context.session.info[_READS] = Mark.ANYWHERE
+
+
+def _note_copies(state: State, context: Any) -> None:
+    """Keep what a replica said that may be changed in place"""
+    mutable = columns_of(state.manager).mutable
+    if context is None or not _may_change(state.dict, mutable):
         return
 
-    read = _as_loaded(call.server)
-    mutable = columns_of(state.manager).mutable
-    if mutable and _may_change(state.dict, mutable):
-        read = Read(call.server, _copies(state, mutable))
-
-    setattr(state, _READ, read)
-    context.session.info[_READS] = Mark.ANYWHERE
+    read = read_of(state)
+    if read is not None:
+        _note(state, Read(read.server, _copies(state, mutable)))
 
 
 def _note_refresh(state: State, context: Any, names: Any) -> None:
@@ -394,6 +401,7 @@ def _note_refresh(state: State, context: Any, names: Any) -> None:
     if names is None:
         if call.from_replica:
             _note_load(state, context)
+            _note_copies(state, context)
         elif read is not None:
             delattr(state, _READ)
 
@@ -444,6 +452,9 @@ def _note_unpickle(state: State, pickled: Mapping[str, Any]) -> None:
 
 def _listen_to_flags(mapper: Mapper[Any], class_: type) -> None:
     manager = mapper.class_manager
+    if columns_of(manager).mutable:
+        event.listen(class_, "load", _note_copies, raw=True)
+
     for key in columns_of(manager).keys:
         event.listen(manager[key], "modified", _note_flag, raw=True)
 

@@ -45,6 +45,7 @@ class Knowledge(NamedTuple):
     :param primary_until: seconds of ``time.monotonic()``: until then the
         primary alone will do
     :param written: the position after its last commit that wrote
+    :param written_at: when that was asked, in seconds of ``time.monotonic()``
     :param unknown_write: True where that position hasn't been asked
     :param wrote_at: of its last commit after which there was no position to
         ask, in seconds of ``time.monotonic()``
@@ -56,6 +57,7 @@ class Knowledge(NamedTuple):
     seen: tuple[Seen, ...] = ()
     primary_until: float = 0.0
     written: ConsistencyToken | None = None
+    written_at: float = 0.0
     unknown_write: bool = False
     wrote_at: float | None = None
     server: str | None = None
@@ -171,12 +173,13 @@ class Reader:
                 seen=tuple(x for x in knows.seen if x not in seen),
             )
 
-    def note_written(self, position: ConsistencyToken) -> None:
+    def note_written(self, position: ConsistencyToken, at: float) -> None:
         """Note the position after a commit
 
         It has all that was read before, on any server.
 
         :param position: of the primary
+        :param at: when it was asked, in seconds of ``time.monotonic()``
         """
         with self._lock:
             knows = self.knows
@@ -184,6 +187,7 @@ class Reader:
                 floor=freshest(knows.floor, position),
                 seen=(),
                 written=freshest(knows.written, position),
+                written_at=at,
                 unknown_write=False,
             )
 

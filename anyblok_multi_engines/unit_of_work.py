@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .consistency import ConsistencyToken
     from .fallback import Slot
     from .health.model import Snapshot
+    from .provenance import Read
     from .reader import Knowledge, Seen
     from .shadow.record import Unit
 
@@ -34,6 +35,7 @@ class Settled(NamedTuple):
     :param placement: where the unit of work has been placed
     :param knows: of its reader; None: on the primary, where it has no say
     :param snapshot: of the servers; None: the same
+    :param read: what the replica says of the instances that it gives
     """
 
     decision: Decision
@@ -41,6 +43,7 @@ class Settled(NamedTuple):
     placement: Placement
     knows: Knowledge | None = None
     snapshot: Snapshot | None = None
+    read: Read | None = None
 
 
 class Stay:

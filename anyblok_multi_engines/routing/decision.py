@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import NamedTuple
 
 from .intent import REPLICA, Intent
@@ -384,6 +385,32 @@ def decide(asked: Situation) -> Decision:
             return decision
 
     raise AssertionError("the last rule always answers")
+
+
+@cache
+def decide_in_flush(
+    has_primary: bool,
+    has_replicas: bool,
+    shadow: bool,
+    loading: bool,
+    unittest: bool,
+) -> Decision:
+    """Return where a flush writes: nothing else has a say
+
+    A flush asks for each table. The parameters are those of
+    :class:`Situation`.
+    """
+    return decide(
+        Situation(
+            lambda: NO_STATEMENT,
+            has_primary=has_primary,
+            has_replicas=has_replicas,
+            shadow=shadow,
+            loading=loading,
+            unittest=unittest,
+            flushing=True,
+        )
+    )
 
 
 def _drawn(asked: Situation, names: Sequence[str], reason: Reason) -> Decision:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import ref
 
 from sqlalchemy import Dialect, TextClause
 from sqlalchemy.dialects.postgresql.base import PGDialect
@@ -46,11 +47,11 @@ NOTE = "_anyblok_multi_engines_need"
 class Note(NamedTuple):
     """A need, noted on its statement
 
-    :param key: SQLAlchemy's, of the statement
+    :param of: returns the statement: one that is made of it has another need
     :param token: of the generation that gave the need
     """
 
-    key: CacheKey
+    of: Callable[[], Any]
     token: object
     need: Need
 
@@ -74,25 +75,30 @@ class Generation:
         #: no other has it
         self.token = object()
 
+    def noted(self, clause: Any) -> Need | None:
+        """Return the need that is noted on a statement"""
+        try:
+            note = clause.__dict__.get(NOTE)
+        except AttributeError:
+            return None
+
+        if note is None or note[1] is not self.token or note[0]() is not clause:
+            return None
+
+        return note[2]  # type: ignore[no-any-return]
+
     def known(self, clause: Any, key: CacheKey | None) -> Need | None:
         """Return the need of a shape, if it is known
 
         It is noted on the statement: the key of a large one takes long to
-        hash, each time. A statement that is made of it has another key.
+        hash, each time.
 
         :param clause: of the shape
         :param key: SQLAlchemy's, made once for each statement
         """
-        if key is None:
-            return None
-
-        note = clause.__dict__.get(NOTE)
-        if note is not None and note[0] is key and note[1] is self.token:
-            return note[2]  # type: ignore[no-any-return]
-
-        need = self.needs.get(key.key)
+        need = None if key is None else self.needs.get(key.key)
         if need is not None:
-            clause.__dict__[NOTE] = Note(key, self.token, need)
+            clause.__dict__[NOTE] = Note(ref(clause), self.token, need)
 
         return need
 
@@ -175,6 +181,10 @@ class Statements:
             return evident
 
         generation = self._generation
+        need = generation.noted(clause)
+        if need is not None:
+            return need
+
         key = _cache_key(clause)
         need = generation.known(clause, key)
         if need is None:
@@ -196,15 +206,17 @@ class Statements:
 
         :param clause: what ``Session.get_bind`` received
         """
+        generation = self._generation
         try:
             if clause._execution_options:
                 return False
 
-            key = clause._generate_cache_key()
+            need = generation.noted(clause) or generation.known(
+                clause, clause._generate_cache_key()
+            )
         except AttributeError:
             return False
 
-        need = self._generation.known(clause, key)
         return need is not None and need.kind is Kind.READ
 
     def change_schema(self, clause: Any) -> bool:

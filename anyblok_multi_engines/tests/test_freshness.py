@@ -772,6 +772,56 @@ class TestWait:
         assert unit(registry, servers) == "primary"
         assert 0.3 <= time.monotonic() - begun < 2.0
 
+    def test_is_a_moment_by_default(self, make):
+        assert make().freshness.options.wait == 0.01
+
+    def test_asks_when_the_replica_should_be_there(self, make, servers):
+        # But for the monitor.
+        registry = make(db_ro_wait=1.0, db_ro_check_interval=60)
+        for replica in servers.cluster.replicas:
+            replica.delay_replay(0.02)
+
+        for _ in range(10):
+            write(registry)
+            assert unit(registry, servers) in REPLICAS
+
+        starts = [len(x.log()) for x in servers.cluster.replicas]
+        for _ in range(20):
+            write(registry)
+            assert unit(registry, servers) in REPLICAS
+
+        asked = sum(
+            replica.log(start).count("pg_last_wal_replay_lsn()")
+            for replica, start in zip(
+                servers.cluster.replicas, starts, strict=True
+            )
+        )
+        # By doubling pauses, each of them takes six questions.
+        assert 20 <= asked <= 50
+
+    def test_in_vain_is_not_repeated_at_once(self, make, servers):
+        registry, waits = make(db_ro_wait=0.2), []
+        event.listen(registry.listeners, "wait", waits.append)
+        titles(registry)
+        pause(*servers.cluster.replicas)
+        write(registry)
+        assert units(registry, servers, 20) == {"primary"}
+        # Each replica, and again if that took more than a second.
+        assert 1 <= len(waits) <= 6
+
+    def test_is_made_each_time_where_nothing_else_serves(self, make, servers):
+        registry = make(db_ro_wait=0.1, db_ro_fallback="error")
+        titles(registry)
+        pause(*servers.cluster.replicas)
+        write(registry)
+        for _ in range(3):
+            begun = time.monotonic()
+            with pytest.raises(NoReplicaError):
+                titles(registry)
+
+            assert time.monotonic() - begun >= 0.1
+            registry.rollback()
+
 
 class TestReadAfter:
     def test_raises_what_a_session_sees(self, registry, make_registry, servers):

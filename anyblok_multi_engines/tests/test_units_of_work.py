@@ -436,6 +436,17 @@ class TestStay:
         registry.rollback()
         assert servers.served_by(registry) != name
 
+    def test_ends_with_a_two_phase_commit(self, registry, servers):
+        known = select(registry.Shelf)
+        registry.session.execute(known)
+        self.stay(registry, servers)
+        registry.session.twophase = True
+        registry.session.execute(known)
+        assert registry.session.placement().on_primary
+        # None was asked for what it can't do.
+        assert not registry.monitor.snapshot.down
+        registry.Session.remove()
+
     @pytest.mark.parametrize("why", ["behind", "new connection"])
     def test_replica_that_is_asked_again_has_had_its_after_begin(
         self, registry, servers, why

@@ -20,8 +20,8 @@ def takes_the_position_before_the_commit() -> None:
     """Hand out a position that doesn't have the commit"""
     note_written = Reader.note_written
 
-    def note_less(self: Reader, position: Any) -> None:
-        note_written(self, replace(position, lsn=position.lsn - LESS))
+    def note_less(self: Reader, position: Any, at: float) -> None:
+        note_written(self, replace(position, lsn=position.lsn - LESS), at)
 
     Reader.note_written = note_less
 
@@ -36,12 +36,17 @@ def asks_one_replica_and_reads_from_another() -> None:
     is_fresh = Freshness.is_fresh
 
     def is_any_fresh(
-        self: Freshness, connection: Any, reader: Any, floor: Any, *rest: Any
+        self: Freshness,
+        name: str,
+        connection: Any,
+        reader: Any,
+        floor: Any,
+        *rest: Any,
     ) -> bool:
         known = filter(None, map(self.positions.known_of, self._engines))
         return any(
             floor is None or floor.is_reached_by(x.position) for x in known
-        ) or is_fresh(self, connection, reader, floor, *rest)
+        ) or is_fresh(self, name, connection, reader, floor, *rest)
 
     Freshness.is_fresh = is_any_fresh
 

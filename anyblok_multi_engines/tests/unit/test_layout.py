@@ -59,6 +59,7 @@ def test_routing_knows_values_only(path):
         "itertools",
         "re",
         "typing",
+        "weakref",
     )
     for name in imports_of(path):
         assert name.startswith((*allowed, *standard)), name

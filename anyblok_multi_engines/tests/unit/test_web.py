@@ -58,7 +58,7 @@ class Registry:
 
 def write(text=TOKEN):
     """Write in the request that this code serves"""
-    current_request().note_written(decode(text))
+    current_request().note_written(decode(text), 0.0)
 
 
 class Got:
