@@ -5,6 +5,7 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """What creates, loads or changes a registry runs on the primary."""
 
+import re
 import threading
 
 import pytest
@@ -69,7 +70,13 @@ def test_start_asks_the_primary_what_it_asks_without_replicas(
     def asked(**options):
         before = len(servers.statements_on(primary))
         make_registry(servers.database, **options).close()
-        return sorted(servers.statements_on(primary)[before:])
+        found = servers.statements_on(primary)[before:]
+        # psycopg names what it prepares, and has savepoints as it connects.
+        return sorted(
+            re.sub("^(<unnamed>|_pg3_[0-9]+): ", "", x)
+            for x in found
+            if '"_pg3_' not in x
+        )
 
     alone = asked(db_url=servers.primary_url)
     assert alone
