@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Callable
 from configparser import Error as ConfigParserError
 from configparser import InterpolationError
 from contextlib import redirect_stdout
-from io import StringIO
+from io import StringIO, TextIOWrapper
 
 from anyblok import (
     configuration_post_load,
@@ -30,19 +31,30 @@ from .servers import Servers
 # Exit statuses; what they mean for a command is in its own help.
 FAILED = 2
 INTERRUPTED = 130
+NOT_READ = 141
 
 
 def main() -> int:
     """Run ``anyblok_engines``, and return its exit status
 
     :rtype: 0, 1 or 2, as the command says; 2 for whatever can't be done; 130:
-        interrupted
+        interrupted; 141: nobody reads the answer
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal may lack a character of a statement.
+        sys.stdout.reconfigure(errors="backslashreplace")
+
     try:
         load()
-        return COMMANDS[options.command()]()
+        status = COMMANDS[options.command()]()
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        # Behind "| head -1". Python writes what is left at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_READ
     except (
         ConfigurationException,
         ConfigParserError,

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ MEANINGS = {
     Reason.PRIMARY_TAKES_READS: "The primary takes its share of the reads",
     Reason.READ_ONLY_MODE: "Only --db-ro-urls is given: there is no primary",
 }
+
+# A parameter, as SQLAlchemy's log has it: %(id_1)s::INTEGER
+LOGGED_PARAMETER = re.compile(r"%\((\w+)\)s")
 
 NO_CATALOGUE = (
     "no server could be asked for its catalogue: that tables, operators and "
@@ -205,8 +209,9 @@ def explanation_of(
         # The reason is that of a replica where there is one.
         return next((x for x in names if x != PRIMARY), PRIMARY)
 
+    clause = text(LOGGED_PARAMETER.sub(r"(:\1)", statement))
     situation = Situation(
-        classify=partial(known.need_of, text(statement)),
+        classify=partial(known.need_of, clause),
         usable=usable,
         has_primary=not servers.topology.read_only,
         has_replicas=bool(servers.topology.replicas),

@@ -73,12 +73,15 @@ Configuration.add_application_properties(
 )
 
 
-@Configuration.add(APPLICATION, label="Engines")  # type: ignore[untyped-decorator,unused-ignore]
-def add_engines(group: Any) -> None:
-    """Add the options of ``anyblok_engines`` to the group ``engines``
+@Configuration.add(APPLICATION)  # type: ignore[untyped-decorator,unused-ignore]
+def add_engines(parser: Any) -> None:
+    """Add the options of ``anyblok_engines``: the group ``engines``
 
-    :param group: the parser's group
+    :param parser: of the command line
     """
+    # A statement may come behind the options, too.
+    parser.parse_args = parser.parse_intermixed_args
+    group = parser.add_argument_group("Engines")
     group.add_argument(
         "engines_command",
         metavar="COMMAND",
@@ -89,7 +92,7 @@ def add_engines(group: Any) -> None:
         "engines_sql",
         metavar="SQL",
         nargs="*",
-        help="Of explain: statement(s), right behind the word explain.",
+        help="Of explain: statement(s).",
     )
     group.add_argument(
         "--json",
@@ -201,11 +204,13 @@ def split(text: str) -> Iterator[str]:
 
 
 def _content(path: str) -> str:
-    if path == STDIN:
-        return sys.stdin.read()
-
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        found = (
+            sys.stdin.buffer.read()
+            if path == STDIN
+            else Path(path).read_bytes()
+        )
+        return found.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise OptionError(f"--file {path}: it isn't UTF-8") from None
     except OSError as error:

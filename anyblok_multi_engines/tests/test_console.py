@@ -593,6 +593,46 @@ class TestExplain:
             assert said.server_name in mine.servers
             assert (said.reason, said.because) == (mine.reason, mine.because)
 
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["explain", "--json", "select 1"],
+            ["--json", "explain", "select 1"],
+            ["explain", "select 1", "--json"],
+        ],
+    )
+    def test_statement_and_options_come_in_any_order(self, cluster, words):
+        status, out, error = run(*words, **urls_of(cluster))
+        assert (status, error) == (0, "")
+        assert json.loads(out)["statements"][0]["statement"] == "select 1"
+
+    def test_statement_of_the_log_of_sqlalchemy(self, cluster, options):
+        options(**urls_of(cluster))
+        logged = "select * from book where id = %(id_1)s::INTEGER"
+        with Servers() as servers:
+            (found,) = explain(servers, [logged]).explanations
+
+        assert found.servers == ("replica1", "replica2")
+        assert found.statement == logged
+
+    def test_terminal_without_a_character_of_a_statement(
+        self, cluster, monkeypatch
+    ):
+        monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+        status, out, error = run(
+            *("explain", "--file", "-"),
+            stdin="select 'é'; select 1",
+            **urls_of(cluster),
+        )
+        assert (status, error) == (0, "")
+        assert r"select '\xe9'" in out
+
+    def test_nobody_reads_to_the_end(self, cluster):
+        with command("status", "--json", **urls_of(cluster)) as process:
+            process.stdout.close()
+            error = process.stderr.read()
+            assert (process.wait(60), error) == (141, "")
+
 
 class TestErrors:
     """One line that says it, and no traceback"""
