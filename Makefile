@@ -53,7 +53,7 @@ $(VENV)/demo: $(VENV)/made setup.py
 	$(BIN)/python $(PIP_INSTALL) -e '.[demo]'
 	@touch $@
 
-$(VENV)/test: $(VENV)/made setup.py requirements/test.txt requirements/doc.txt
+$(VENV)/test: $(VENV)/made setup.py $(wildcard requirements/*.txt)
 	$(BIN)/python $(PIP_INSTALL) $(FOR_TESTS) -r requirements/doc.txt
 	@touch $@ $(VENV)/demo
 
@@ -61,7 +61,7 @@ $(VENV)/bench: $(VENV)/test requirements/bench.txt
 	$(BIN)/python $(PIP_INSTALL) -r requirements/bench.txt
 	@touch $@
 
-$(VENV21)/test: setup.py requirements/test.txt
+$(VENV21)/test: setup.py $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV21)
 	$(VENV21)/bin/python $(PIP_INSTALL) $(FOR_TESTS)
 	$(VENV21)/bin/python $(PIP_INSTALL) 'SQLAlchemy>=2.1,<2.2'
