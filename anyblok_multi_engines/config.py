@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyblok.config import Configuration
 from anyblok.config import get_url as anyblok_get_url
@@ -25,17 +25,21 @@ from .errors import NoPrimaryError, OptionError
 from .fallback import Fallback
 from .health.model import Limits
 from .routing.balancing import Policy
-from .shadow.files import default_directory
-from .shadow.record import ShadowOptions
 from .topology import Role, Server, Topology, places_of
+
+if TYPE_CHECKING:
+    from .shadow.record import ShadowOptions
 
 # A separator counts only before the scheme of the next URL: so a comma in a
 # query (libpq's several hosts) needs no care.
-SCHEME = re.compile(r"[A-Za-z][\w+.\-]*:/")
-URL_SEPARATOR = re.compile(rf"[,\s]+(?={SCHEME.pattern})")
+SCHEME = r"[A-Za-z][\w+.\-]*:/"
+URL_SEPARATOR = rf"[,\s]+(?={SCHEME})"
 
 # Two URLs that nothing has separated.
-NO_DATABASE_NAME = re.compile(r"[,\s]|:/")
+NO_DATABASE_NAME = r"[,\s]|:/"
+
+# Their defaults.
+FRESHNESS, LIMITS = FreshnessOptions(), Limits()
 
 # Of --db-ro-write-guard, the default first.
 WRITE_GUARDS = ("check", "off")
@@ -52,7 +56,7 @@ POLICIES = tuple(policy.value for policy in Policy)
 # A name of PostgreSQL, with its schema or without; quoted where it has
 # capitals or signs.
 NAME = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
-FUNCTION = re.compile(rf"{NAME}(?:\.{NAME})?")
+FUNCTION = rf"{NAME}(?:\.{NAME})?"
 
 Number = TypeVar("Number", int, float)
 
@@ -122,7 +126,7 @@ def update_database(group: Any) -> None:
     group.add_argument(
         "--db-ro-consistency",
         choices=CONSISTENCIES,
-        default=FreshnessOptions.consistency.value,
+        default=FRESHNESS.consistency.value,
         help="What a read sees at least: nothing is promised (eventual); what "
         "its session has committed, and nothing older than it has seen "
         "(session); and what any session of the process has committed "
@@ -136,13 +140,13 @@ def update_database(group: Any) -> None:
     )
     group.add_argument(
         "--db-ro-wait",
-        default=FreshnessOptions.wait,
+        default=FRESHNESS.wait,
         help="Seconds that a read waits at most for a replica that is behind "
         "what it must see, before it goes elsewhere. Default: 0.01.",
     )
     group.add_argument(
         "--db-ro-check-interval",
-        default=Limits.interval,
+        default=LIMITS.interval,
         help="Seconds between two questions of the monitor to a server. "
         "Default: 1.0.",
     )
@@ -158,13 +162,13 @@ def update_database(group: Any) -> None:
     )
     group.add_argument(
         "--db-ro-max-backoff",
-        default=Limits.max_backoff,
+        default=LIMITS.max_backoff,
         help="Seconds between two questions of the monitor to a server that "
         "is down, at most. Default: 30.0.",
     )
     group.add_argument(
         "--db-ro-connect-timeout",
-        default=Limits.connect_timeout,
+        default=LIMITS.connect_timeout,
         help="Seconds that a connection to a replica, or an answer to the "
         "monitor, may take; connections are counted in whole seconds, and 2 "
         "at least. A URL with connect_timeout has its own. Default: 2.0.",
@@ -212,7 +216,7 @@ def update_database(group: Any) -> None:
     )
     group.add_argument(
         "--db-ro-sticky",
-        default=FreshnessOptions.sticky,
+        default=FRESHNESS.sticky,
         help="Seconds that a session which has written reads from the "
         "primary, where the servers give no WAL positions. Default: 5.0.",
     )
@@ -295,12 +299,12 @@ def replica_urls() -> list[str]:
 
     urls: list[str] = []
     for text in [value] if isinstance(value, str) else filter(None, value):
-        for piece in URL_SEPARATOR.split(text):
+        for piece in re.split(URL_SEPARATOR, text):
             piece = piece.strip(", \t\r\n")
             if not piece:
                 continue
 
-            if urls and "?" in urls[-1] and not SCHEME.match(piece):
+            if urls and "?" in urls[-1] and not re.match(SCHEME, piece):
                 # AnyBlok cut at the comma of a query.
                 piece = f"{urls.pop()},{piece}"
 
@@ -318,7 +322,7 @@ def functions(option: str) -> frozenset[str]:
     """
     names = [text.removesuffix("()") for text in _pieces(option)]
     for name in names:
-        if not FUNCTION.fullmatch(name):
+        if not re.fullmatch(FUNCTION, name):
             raise OptionError(
                 f"{option}: {_shown(name)} is no function's name; write name "
                 "or schema.name, without arguments"
@@ -362,7 +366,7 @@ def freshness() -> FreshnessOptions:
 
     :exception: OptionError
     """
-    value = _option("db_ro_consistency") or FreshnessOptions.consistency
+    value = _option("db_ro_consistency") or FRESHNESS.consistency
     if value not in CONSISTENCIES:
         raise OptionError(
             f"--db-ro-consistency: {_shown(value)}; write one of "
@@ -373,8 +377,8 @@ def freshness() -> FreshnessOptions:
     return FreshnessOptions(
         consistency=Consistency(value),
         max_staleness=_seconds("--db-ro-max-staleness"),
-        sticky=FreshnessOptions.sticky if sticky is None else sticky,
-        wait=FreshnessOptions.wait if wait is None else wait,
+        sticky=FRESHNESS.sticky if sticky is None else sticky,
+        wait=FRESHNESS.wait if wait is None else wait,
     )
 
 
@@ -397,9 +401,9 @@ def limits() -> Limits:
     return Limits(
         max_lag=_seconds("--db-ro-max-lag"),
         max_lag_bytes=most,
-        interval=Limits.interval if interval is None else interval,
-        max_backoff=Limits.max_backoff if backoff is None else backoff,
-        connect_timeout=Limits.connect_timeout if timeout is None else timeout,
+        interval=LIMITS.interval if interval is None else interval,
+        max_backoff=LIMITS.max_backoff if backoff is None else backoff,
+        connect_timeout=LIMITS.connect_timeout if timeout is None else timeout,
     )
 
 
@@ -419,11 +423,16 @@ def shadow(known: Topology) -> ShadowOptions | None:
             "--db-ro-shadow out"
         )
 
+    # No other start pays for it.
+    from .shadow.record import ShadowOptions
+
     return ShadowOptions(shadow_directory())
 
 
 def shadow_directory() -> Path:
     """Return where the processes write what the shadow mode has noted"""
+    from .shadow.files import default_directory
+
     given = _option("db_ro_shadow_dir")
     return Path(given) if given else default_directory()
 
@@ -636,7 +645,7 @@ def _url(option: str, text: str, db_name: str | None) -> URL:
         parsed is None
         # The end of a password that has one, which would be shown.
         or "@" in (parsed.host or "")
-        or NO_DATABASE_NAME.search(parsed.database or "")
+        or re.search(NO_DATABASE_NAME, parsed.database or "")
     ):
         # The parser's own error may hold the text, and so the password: it
         # must not be in our traceback.

@@ -17,6 +17,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2s
+from typing import NamedTuple
 
 from .errors import ConsistencyTokenError
 
@@ -46,8 +47,7 @@ class Consistency(StrEnum):
     STRONG = "strong"  #: and what any process had committed before
 
 
-@dataclass(frozen=True)
-class FreshnessOptions:
+class FreshnessOptions(NamedTuple):
     """What the readers of a registry want to see
 
     :param consistency: of all sessions
@@ -162,8 +162,7 @@ class ConsistencyToken:
         return mine < its
 
 
-@dataclass(frozen=True)
-class TimeToken:
+class TimeToken(NamedTuple):
     """Until when the primary alone will do, where there are no positions
 
     :param until: seconds of ``time.time()``

@@ -10,8 +10,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 # Seconds that a read waits at most for a slot.
 WAIT = 2.0
@@ -20,8 +20,7 @@ WAIT = 2.0
 LOOK = 0.25
 
 
-@dataclass(frozen=True)
-class Fallback:
+class Fallback(NamedTuple):
     """What a read does that no replica can serve
 
     :param to_primary: False: it is an error

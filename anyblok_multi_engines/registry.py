@@ -61,8 +61,6 @@ from .routing.decision import PRIMARY, UNITTEST, Decision, Reason
 from .routing.intent import Intent, Wish
 from .routing.statements import Statements
 from .session import MixinSession, statement_of
-from .shadow.mode import Shadow
-from .shadow.record import Record
 from .topology import Role, Server, Topology, places_of
 from .tracing import name_in_spans
 
@@ -75,6 +73,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from anyblok.registry import Registry as RegistryBase
+
+    from .shadow.mode import Shadow
+    from .shadow.record import Record
 else:
     RegistryBase = object
 
@@ -193,16 +194,22 @@ class MultiEngines(RegistryBase):
         #: True in a registry that anyblok_createdb or anyblok_updatedb made
         self.is_maintained = _running_command() in MAINTENANCE_COMMANDS
         super().__init__(db_name, *args, **kwargs)
-        # A command that maintains a database asks the primary alone.
-        watches = not (self.unittest or self.is_maintained)
-        if self.shadow is not None and watches:
+        if self.shadow is not None and self._watches:
             self._start_shadow(self.shadow)
-        elif self.topology.replicas and watches:
+        elif self.topology.replicas and self._watches:
             if not self.topology.read_only:
                 # After the load, which needs no replica.
                 self.monitor.step()
 
             self.monitor.start()
+
+    @property
+    def _watches(self) -> bool:
+        """Return True where the servers are asked how they are
+
+        A command that maintains a database asks the primary alone.
+        """
+        return not (self.unittest or self.is_maintained)
 
     def _start_shadow(self, shadow: Shadow) -> None:
         """Begin to note; nobody waits for a server"""
@@ -270,6 +277,9 @@ class MultiEngines(RegistryBase):
         return known if config.shadow(known) is None else known.primary_alone
 
     def _new_shadow(self) -> Shadow | None:
+        # No other start pays for it.
+        from .shadow.mode import Shadow
+
         options = config.shadow(self._known)
         assert options is not None
         shadow = Shadow(self, self._known, options, self.fallback, self._policy)
@@ -1096,6 +1106,10 @@ class MultiEngines(RegistryBase):
 
         In read-only mode, from a replica, and nothing is migrated.
         """
+        if self._watches:
+            # Who asks them after the load finds its connections made.
+            self.monitor.begin()
+
         super().load()
         self.forget_catalogue()
         if self.topology.read_only:

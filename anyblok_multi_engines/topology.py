@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import zip_longest
+from typing import NamedTuple
 
 from sqlalchemy.engine import URL
 
@@ -45,8 +46,7 @@ class Server:
         return f"{self.name} ({place_of(self.url)})"
 
 
-@dataclass(frozen=True)
-class Topology:
+class Topology(NamedTuple):
     """The servers of one registry
 
     :param primary: None in read-only mode

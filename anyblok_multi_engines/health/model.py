@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
@@ -60,8 +60,7 @@ class PoolUse(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class Observation:
+class Observation(NamedTuple):
     """What a server has answered
 
     :param asked_at: seconds of ``time.monotonic()``, before the question
@@ -76,8 +75,7 @@ class Observation:
     position: ConsistencyToken | None
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What is asked of a replica
 
     :param max_lag: seconds behind the primary; None: any number
@@ -95,8 +93,7 @@ class Limits:
     connect_timeout: float = 2.0
 
 
-@dataclass(frozen=True)
-class ServerHealth:
+class ServerHealth(NamedTuple):
     """What is known of one server
 
     :param status: what is known
@@ -290,8 +287,7 @@ def judge_failure(
     pause = min(
         limits.interval * 2 ** min(failures - 1, 30), limits.max_backoff
     )
-    return replace(
-        before,
+    return before._replace(
         status=Status.DOWN,
         reason=reason,
         since=before.since if before.status is Status.DOWN else now,
@@ -306,8 +302,7 @@ def judge_standby(before: ServerHealth, now: float) -> ServerHealth:
     :param before: what was known of the primary
     :param now: seconds of ``time.monotonic()``
     """
-    return replace(
-        before,
+    return before._replace(
         status=Status.WRONG,
         reason=NO_PRIMARY,
         since=before.since if before.status is Status.WRONG else now,

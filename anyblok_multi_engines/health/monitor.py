@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from logging import getLogger
 from random import Random
 from types import MappingProxyType
@@ -59,11 +58,14 @@ class Asking(threading.Thread):
     """One question to one server
 
     :param probe: of the server
+    :param stopped: set when nobody asks it again
     """
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, stopped: threading.Event) -> None:
         super().__init__(name="anyblok-multi-engines-probe", daemon=True)
         self._probe = probe
+        self._stopped = stopped
+        self.begun = time.monotonic()
         self.answer: Observation | None = None
         self.failure: str | None = None
 
@@ -75,6 +77,10 @@ class Asking(threading.Thread):
             # Also of an application's own listener of "connect": whatever it
             # is, this server doesn't serve.
             self.failure = summary_of(error)
+            self._probe.close()
+
+        if self._stopped.is_set():
+            # Who has stopped may not have seen the connection.
             self._probe.close()
 
 
@@ -122,6 +128,8 @@ class Monitor:
         self._thread: threading.Thread | None = None
         # Questions that have no answer yet, of servers that hang.
         self._asking: dict[str, Asking] = {}
+        # Those of them that nobody has waited for.
+        self._begun: dict[str, Asking] = {}
         self.snapshot = Snapshot(
             weights=MappingProxyType(
                 {server.name: server.weight for server in probes}
@@ -163,6 +171,15 @@ class Monitor:
             except Exception:
                 logger.exception("The monitor failed, and goes on")
 
+    def begin(self) -> None:
+        """Connect to the servers, where nobody has yet, and wait for none
+
+        For who has something else to do before the first :meth:`step`.
+        """
+        with self._lock:
+            for name in self._probes.keys() - self._asking.keys():
+                self._begun[name] = self._ask(name)
+
     def step(self, names: Iterable[str] | None = None) -> None:
         """Ask servers once, side by side, and publish what they say
 
@@ -172,18 +189,24 @@ class Monitor:
         with self._lock:
             for name in self._probes if names is None else names:
                 before = self._asking.get(name)
+                begun = self._begun.pop(name, None)
                 if before is None or not before.is_alive():
                     # Not again while one hangs, or another thread asks.
-                    asked[name] = self._asking[name] = Asking(
-                        self._probes[name]
-                    )
-                    asked[name].start()
+                    asked[name] = self._ask(name)
+                elif before is begun:
+                    asked[name] = before
 
-        deadline = time.monotonic() + self._timeout
         for name in sorted(asked, key=self._is_replica):
             asking = asked[name]
-            asking.join(max(0.0, deadline - time.monotonic()))
+            left = asking.begun + self._timeout - time.monotonic()
+            asking.join(max(0.0, left))
             self._note(name, asking)
+
+    def _ask(self, name: str) -> Asking:
+        asking = Asking(self._probes[name], self._stopped)
+        self._asking[name] = asking
+        asking.start()
+        return asking
 
     def report_down(self, name: str, reason: str) -> None:
         """Note that a server doesn't serve; its reads go elsewhere
@@ -266,7 +289,7 @@ class Monitor:
         limits = self._limits
         if not self._is_replica(name):
             # Nobody serves in its place: it is missed each moment.
-            limits = replace(limits, max_backoff=limits.interval)
+            limits = limits._replace(max_backoff=limits.interval)
 
         return judge_failure(known, reason, limits, self._random(), now)
 
@@ -288,7 +311,7 @@ class Monitor:
             before = self.snapshot.of(name)
             after = change(before)
             if after is not before:
-                after = replace(after, pool=self._probes[name].pool_use())
+                after = after._replace(pool=self._probes[name].pool_use())
                 self.snapshot = self.snapshot.with_server(name, after)
 
         if before.status is not after.status:

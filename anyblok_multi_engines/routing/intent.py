@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from ..consistency import ConsistencyToken
 
@@ -26,8 +26,7 @@ class Intent(StrEnum):
     REPLICAS = "use_replicas()"
 
 
-@dataclass(frozen=True)
-class Wish:
+class Wish(NamedTuple):
     """What the caller of a block of code wants, and how fresh
 
     :param intent: where to

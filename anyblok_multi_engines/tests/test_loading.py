@@ -5,6 +5,7 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """What creates, loads or changes a registry runs on the primary."""
 
+import re
 import threading
 
 import pytest
@@ -59,6 +60,39 @@ def test_start_waits_for_no_proof(registry):
     assert registry.statements.catalogue == Catalogue()
     assert registry.Shelf.query().count() == 0
     assert registry.statements.catalogue.functions
+
+
+def test_start_asks_the_primary_what_it_asks_without_replicas(
+    servers, make_registry
+):
+    primary = servers.cluster.primary
+
+    def asked(**options):
+        before = len(servers.statements_on(primary))
+        make_registry(servers.database, **options).close()
+        found = servers.statements_on(primary)[before:]
+        # psycopg names what it prepares, and has savepoints as it connects.
+        return sorted(
+            re.sub("^(<unnamed>|_pg3_[0-9]+): ", "", x)
+            for x in found
+            if '"_pg3_' not in x
+        )
+
+    alone = asked(db_url=servers.primary_url)
+    assert alone
+    assert alone == asked(
+        db_wo_url=servers.primary_url, db_ro_urls=servers.replica_urls
+    )
+
+
+def test_start_makes_one_connection_to_each_replica(servers, registry):
+    """The monitor's, which is made while the registry loads"""
+    for replica in servers.cluster.replicas:
+        assert replica.query(
+            "select count(*) from pg_stat_activity where datname = %s",
+            [servers.database],
+            database="postgres",
+        ) == [(1,)]
 
 
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])

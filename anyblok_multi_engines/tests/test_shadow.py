@@ -10,7 +10,6 @@ import logging
 import os
 import runpy
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,7 +97,7 @@ def registry(module_shadow, shared_servers):
     """
     freshness = ready(module_shadow).freshness
     options = freshness.options
-    freshness.options = replace(options, consistency=Consistency.EVENTUAL)
+    freshness.options = options._replace(consistency=Consistency.EVENTUAL)
     module_shadow.reader().shadow_wrote_at = None
     yield module_shadow
     freshness.options = options
@@ -405,8 +404,8 @@ def asked(servers):
 class TestFreshness:
     def test_replicas_that_are_behind_are_told(self, registry, shared_servers):
         freshness = registry.freshness
-        freshness.options = replace(
-            freshness.options, consistency=Consistency.SESSION
+        freshness.options = freshness.options._replace(
+            consistency=Consistency.SESSION
         )
         replicas = shared_servers.cluster.replicas
         for replica in replicas:

@@ -70,7 +70,7 @@ REPLICA1 = Server("replica1", Role.REPLICA, URL, "--db-ro-urls")
 REPLICA2 = Server("replica2", Role.REPLICA, URL, "--db-ro-urls")
 TOPOLOGY = Topology(PRIMARY, (REPLICA1, REPLICA2))
 READ_ONLY = Topology(None, (REPLICA1, REPLICA2))
-DB_URL = replace(TOPOLOGY, primary=replace(PRIMARY, takes_reads=True))
+DB_URL = TOPOLOGY._replace(primary=replace(PRIMARY, takes_reads=True))
 POSITION = ConsistencyToken(1, 1, 0x3000148)
 
 
@@ -238,7 +238,7 @@ class TestAge:
 
     @pytest.mark.parametrize("status", [Status.DOWN, Status.WRONG])
     def test_server_that_is_not_used_stays_unused(self, status):
-        gone = replace(self.BEHIND.of("replica1"), status=status)
+        gone = self.BEHIND.of("replica1")._replace(status=status)
         before = self.BEHIND.with_server("replica1", gone)
         found = with_age(TOPOLOGY, before, self.DETAILS, None, 1, Limits())
         assert found.of("replica1") == gone
@@ -259,7 +259,7 @@ class TestAge:
 class TestStatusTable:
     def report(self):
         replica = health(Status.LAGGING, Lag(2_500_000, 12.5))
-        replica = replace(replica, reason="12.5 s behind, [of] 10 s")
+        replica = replica._replace(reason="12.5 s behind, [of] 10 s")
         down = ServerHealth(Status.DOWN, "password s3cr3t refused", 0.0)
         details = Details(None, 7, 100)
         return Report(

@@ -93,10 +93,17 @@ def test_nothing_heavy_at_import():
 
 def test_start_loads_no_parser_and_nothing_optional():
     """Nine megabytes, and a tenth of a second"""
+    heavy = {"sqlglot", "rich", "prometheus_client", "opentelemetry"}
+    for name in ("console", "demo", "metrics", "testing", "web"):
+        heavy.add(f"anyblok_multi_engines.{name}")
+
+    heavy |= {
+        f"anyblok_multi_engines.{name}"
+        for name in ("routing.sql", "shadow.mode", "shadow.record")
+    }
     code = (
         "import sys, anyblok_multi_engines.registry as registry\n"
-        "heavy = {'sqlglot', 'rich', 'prometheus_client', 'opentelemetry'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+        f"print(sorted({heavy} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -106,3 +113,15 @@ def test_start_loads_no_parser_and_nothing_optional():
         timeout=60,
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_developers_install_is_no_extra():
+    """AnyBlok's start has setuptools read each line of the metadata"""
+    tree = ast.parse((ROOT.parent / "setup.py").read_text())
+    (extras,) = (
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "extras_require"
+    )
+    names = {ast.literal_eval(key) for key in extras.keys}
+    assert names == {"testing", "console", "demo", "psycopg", "metrics"}

@@ -222,6 +222,60 @@ def test_server_that_hangs_holds_up_nobody(probed):
     assert probed.probes["replica2"].asked == 2
 
 
+class TestBegin:
+    def test_waits_for_none_and_publishes_nothing(self, probed):
+        for probe in probed.probes.values():
+            probe.may_answer.clear()
+
+        probed.monitor.begin()
+        wait_until(
+            "they were not asked",
+            lambda: all(x.asked for x in probed.probes.values()),
+        )
+        assert not probed.monitor.snapshot.servers
+
+    def test_step_takes_the_answer_that_is_on_its_way(self, probed):
+        probe = probed.probes["replica1"]
+        probe.may_answer.clear()
+        probed.monitor.begin()
+        probe.may_answer.set()
+        probed.monitor.step()
+        assert {probed.status(x) for x in probed.probes} == {Status.READY}
+
+    def test_step_asks_again_who_has_answered(self, probed):
+        """What was true before the load may not be true any more"""
+        probed.monitor.begin()
+        for asking in probed.monitor._asking.values():
+            asking.join()
+
+        probed.probes["replica1"].failure = OSError("connection refused")
+        probed.monitor.step()
+        assert probed.status("replica1") is Status.DOWN
+        assert probed.status("replica2") is Status.READY
+
+    def test_server_that_hangs_since_is_down(self, probed):
+        probe = probed.probes["replica1"]
+        probe.may_answer.clear()
+        probed.monitor.begin()
+        probed.monitor.step()
+        assert probed.status("replica1") is Status.DOWN
+        assert (probe.asked, probe.was_cut_off) == (1, True)
+
+    def test_asks_nobody_who_has_been_asked(self, probed):
+        probed.monitor.step()
+        probed.monitor.begin()
+        assert [x.asked for x in probed.probes.values()] == [1, 1, 1]
+
+    def test_connection_that_comes_after_the_stop_is_closed(self, probed):
+        probe = probed.probes["replica1"]
+        probe.may_answer.clear()
+        probed.monitor.begin()
+        probed.monitor.stop()
+        probe.is_closed = False
+        probe.may_answer.set()
+        wait_until("it was not closed", lambda: probe.is_closed)
+
+
 def test_thread_asks_and_a_server_comes_back(probed, caplog):
     caplog.set_level(logging.INFO)
     probed.monitor._clock = time.monotonic
