@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from logging import getLogger
 from random import choice, random
+from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -191,6 +192,9 @@ class MultiEngines(RegistryBase):
     def __init__(self, db_name: str | None, *args: Any, **kwargs: Any) -> None:
         self.scope = LoadingScope()
         self.listeners = Listeners()
+        self._reading_catalogue = threading.Lock()
+        # When the last of its readings began, in seconds of time.monotonic().
+        self._catalogue_read: tuple[float, Catalogue | None] = (0.0, None)
         #: True in a registry that anyblok_createdb or anyblok_updatedb made
         self.is_maintained = _running_command() in MAINTENANCE_COMMANDS
         super().__init__(db_name, *args, **kwargs)
@@ -504,6 +508,7 @@ class MultiEngines(RegistryBase):
         if self.shadow is not None:
             self.shadow = self.shadow.anew()
 
+        self._reading_catalogue = threading.Lock()
         self.monitor = self._new_monitor()
         self.monitor.snapshot = before.snapshot
         self._check_fallback()
@@ -839,8 +844,19 @@ class MultiEngines(RegistryBase):
     def read_catalogue(self) -> Catalogue | None:
         """Return what the primary's catalogue says, or a replica's
 
+        Where many threads want to know at once, as at the start of a server,
+        what one has read will do for those that have waited meanwhile.
+
         :rtype: None where no server answers
         """
+        asked_at = monotonic()
+        with self._reading_catalogue:
+            if self._catalogue_read[0] < asked_at:
+                self._catalogue_read = (monotonic(), self._read_catalogue())
+
+            return self._catalogue_read[1]
+
+    def _read_catalogue(self) -> Catalogue | None:
         names = [PRIMARY] if self.topology.primary else []
         for name in (*names, *self.usable_readers()):
             if name in self.monitor.snapshot.down:

@@ -245,15 +245,23 @@ class Statements:
         from .sql import need_of_sql
 
         need = need_of_sql(text, generation.catalogue)
+        if need.unknown and generation is not self._generation:
+            # Another thread has asked meanwhile.
+            generation = self._generation
+            need = need_of_sql(text, generation.catalogue)
+
         if need.unknown and self.refresh is not None:
             # It may have been created since the catalogue was read.
             catalogue = self.refresh()
             if catalogue is None:
                 return None, need
 
-            if catalogue != generation.catalogue:
-                generation = self._generation = Generation(catalogue)
-                need = need_of_sql(text, catalogue)
+            if catalogue != self._generation.catalogue:
+                self._generation = Generation(catalogue)
+
+            if generation is not self._generation:
+                generation = self._generation
+                need = need_of_sql(text, generation.catalogue)
 
         generation.remember(text, need)
         return generation, need

@@ -7,6 +7,7 @@
 
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from anyblok.blok import BlokManager
@@ -60,6 +61,24 @@ def test_start_waits_for_no_proof(registry):
     assert registry.statements.catalogue == Catalogue()
     assert registry.Shelf.query().count() == 0
     assert registry.statements.catalogue.functions
+
+
+def test_catalogue_is_read_for_all_threads_of_a_start(servers, registry):
+    """In a server with many of them each would take seconds"""
+    start = len(servers.cluster.primary.log())
+    together = threading.Barrier(16)
+
+    def ask(number):
+        together.wait()
+        statement = text(f"SELECT count(*) + {number} FROM book")
+        assert registry.statements.need_of(statement).is_read
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(16)))
+
+    # One more for those that came while it was read.
+    readings = servers.cluster.primary.log(start).count("oprname) from pg_operator")
+    assert 1 <= readings <= 3
 
 
 def test_start_asks_the_primary_what_it_asks_without_replicas(
