@@ -77,7 +77,8 @@ def test_catalogue_is_read_for_all_threads_of_a_start(servers, registry):
         list(pool.map(ask, range(16)))
 
     # One more for those that came while it was read.
-    readings = servers.cluster.primary.log(start).count("oprname) from pg_operator")
+    log = servers.cluster.primary.log(start)
+    readings = log.count("oprname) from pg_operator")
     assert 1 <= readings <= 3
 
 
