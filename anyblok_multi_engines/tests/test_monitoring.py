@@ -95,7 +95,11 @@ def test_hung_replica_is_left_and_its_reads_go_elsewhere(make, servers):
     read = []
 
     def work():
-        # In the session of this thread, a unit of work on each replica.
+        # Till the monitor knows, and each replica is drawn a few times more.
+        while status(registry, "replica1") is not Status.DOWN:
+            read.append(servers.served_by(registry))
+            registry.rollback()
+
         for _ in range(12):
             read.append(servers.served_by(registry))
             registry.rollback()
@@ -103,7 +107,7 @@ def test_hung_replica_is_left_and_its_reads_go_elsewhere(make, servers):
         registry.Session.remove()
 
     servers.first.freeze()
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     begun = time.monotonic()
     thread.start()
     thread.join(10.0)
