@@ -405,7 +405,7 @@ class TestFreshness:
     def test_replicas_that_are_behind_are_told(self, registry, shared_servers):
         freshness = registry.freshness
         freshness.options = freshness.options._replace(
-            consistency=Consistency.SESSION
+            consistency=Consistency.SESSION, wait=0.0
         )
         replicas = shared_servers.cluster.replicas
         for replica in replicas:
