@@ -117,30 +117,33 @@ class CatchUp:
 
     def _expected_at(self, name: str, reader: Reader) -> float | None:
         """Return when a replica should have what a reader has written"""
-        knows, delay = reader.knows, self._delays.get(name)
-        if delay is None or knows.written is not knows.floor:
+        delay = self._delays.get(name)
+        if delay is None or not _waits_for_its_own(reader):
             return None
 
-        return knows.written_at + delay
+        return reader.knows.written_at + delay
 
     def _note_reached(self, name: str, reader: Reader, looks: int) -> None:
         """Note how long a replica has taken, if that was found out
 
         :param looks: how many were needed
         """
-        knows = reader.knows
-        if knows.written is None or knows.written is not knows.floor:
+        if not _waits_for_its_own(reader):
             return
 
         self._in_vain_at.pop(name, None)
-        taken, delay = (
-            time.monotonic() - knows.written_at,
-            self._delays.get(name),
-        )
+        taken = time.monotonic() - reader.knows.written_at
+        delay = self._delays.get(name)
         if looks > 1:
             self._delays[name] = taken
         elif delay is not None:
             self._delays[name] = LESS * min(taken, delay)
+
+
+def _waits_for_its_own(reader: Reader) -> bool:
+    """Return True where all that a reader must see is what it wrote last"""
+    knows = reader.knows
+    return knows.written is not None and knows.written is knows.floor
 
 
 def _sleep_until(at: float) -> None:

@@ -176,6 +176,15 @@ def column_of(model, name):
     return inspect(getattr(model, name)).property.columns[0]
 
 
+def write_value_in_hand(registry, pair):
+    """Write what was read on a replica before the move; it is refused"""
+    n = pair.n
+    registry.Team.insert(id=1, name="x")
+    pair.n = n + 1
+    with pytest.raises(StaleReadError):
+        registry.flush()
+
+
 def is_from_replica(instance):
     return read_of(inspect(instance)) is not None
 
@@ -558,12 +567,7 @@ class TestChanges:
         assert "SELECT" in only
 
     def test_refusal_ends_no_transaction(self, registry, pair, on_primary):
-        n = pair.n
-        registry.Team.insert(id=1, name="x")
-        pair.n = n + 1
-        with pytest.raises(StaleReadError):
-            registry.flush()
-
+        write_value_in_hand(registry, pair)
         pair.refresh()
         assert pair.n == 10
         pair.n += 1
@@ -1516,12 +1520,7 @@ class TestValueInHand:
         assert on_primary(text("select n from pair")) == 11
 
     def test_is_written_after_a_rollback(self, registry, pair, on_primary):
-        n = pair.n
-        registry.Team.insert(id=1, name="x")
-        pair.n = n + 1
-        with pytest.raises(StaleReadError):
-            registry.commit()
-
+        write_value_in_hand(registry, pair)
         registry.rollback()
         with registry.use_primary():
             pair.n += 1
