@@ -40,6 +40,8 @@ from .conftest import DRIVER, PORT
 REPLICAS = {"replica1", "replica2"}
 FUNCTIONS = "pg_current_wal_insert_lsn(), pg_last_wal_replay_lsn()"
 LOGGER = "anyblok_multi_engines"
+# Bytes.
+WAL_PAGE = 8192
 
 
 @pytest.fixture
@@ -95,6 +97,14 @@ def asked_of_primary(servers, size):
     log = servers.cluster.primary.log(size).replace("\n\t", " ")
     mine = [x for x in log.splitlines() if f"<{servers.database}>" in x]
     return "\n".join(mine)
+
+
+def write_to_log(registry, size):
+    """Write a record to WAL, and return the position of its commit"""
+    message = f"pg_logical_emit_message(true, 'x', repeat('x', {size}))"
+    registry.execute(text(f"SELECT {message}"))
+    registry.commit()
+    return decode(registry.consistency_token()).lsn
 
 
 class TestToken:
@@ -219,26 +229,19 @@ class TestToken:
 
     def test_is_reached_while_the_primary_is_idle(self, registry, servers):
         """At the end of a WAL page the position is before the next header"""
-        primary = servers.cluster.primary
-        at_the_end = 0
-        for number in range(3000):
-            size = 8 * (number % 40)
-            registry.execute(
-                text(
-                    "SELECT pg_logical_emit_message(true, 'x', "
-                    f"repeat('x', {size}))"
-                )
-            )
-            registry.commit()
-            token = decode(registry.consistency_token())
-            if token.lsn % 8192 == 0:
-                at_the_end += 1
-                servers.first.wait_for_replay(format_lsn(token.lsn), 5.0)
-                if at_the_end == 3:
-                    break
+        plain = 1000
+        for _ in range(100):
+            before = write_to_log(registry, plain)
+            taken = write_to_log(registry, plain) - before
+            left = -(before + taken) % WAL_PAGE
+            # Filled up to its end, if there is room and nobody else writes.
+            lsn = write_to_log(registry, plain + max(0, left - taken))
+            if lsn % WAL_PAGE == 0:
+                break
 
-        assert at_the_end
-        assert primary.is_running
+        assert lsn % WAL_PAGE == 0
+        servers.first.wait_for_replay(format_lsn(lsn))
+        assert servers.cluster.primary.is_running
 
     def test_that_cannot_be_asked_means_the_primary(
         self, registry, servers, caplog
