@@ -24,7 +24,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import config
+from ..reader import NOTHING
 from .cluster import Cluster, identifier
+from .waiting import wait_until
 
 # What names the database of the application, and not the cluster's.
 NAMES = (
@@ -45,6 +47,9 @@ DEMO = (
     "SELECT value::json ->> 'value' FROM system_parameter "
     "WHERE key = 'with-demo'"
 )
+
+# Seconds in which a replica that was broken is ready again, or isn't ever.
+READY_WITHIN = 5.0
 
 # Its rows, before the first test.
 BACKUP = "anyblok_backup"
@@ -264,6 +269,23 @@ def replicated_registry(
         yield registry, rows
     finally:
         registry.close()
+
+
+def begin_anew(registry: Any) -> None:
+    """Let the next test read as somebody who hasn't read or written yet
+
+    The replicas that the test before has broken serve again.
+
+    :param registry: that the test is given
+    """
+    registry.reader().knows = NOTHING
+    monitor = registry.monitor
+    with suppress(TimeoutError):
+        wait_until(
+            "The replicas can't be used",
+            lambda: not monitor.snapshot.unusable or monitor.step(),
+            READY_WITHIN,
+        )
 
 
 @contextmanager

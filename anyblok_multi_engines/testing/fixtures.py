@@ -102,7 +102,10 @@ def anyblok_replicated_registry(
 
     :rtype: AnyBlok's registry
     """
+    from .application import begin_anew
+
     registry, rows = anyblok_replicated_database
+    begin_anew(registry)
     yield registry
     registry.rollback()
     registry.Session.remove()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg2
@@ -99,6 +100,8 @@ def command(*words, **options):
         stderr=subprocess.PIPE,
         text=True,
         env={**kept, "HOME": "/nonexistent", "XDG_CONFIG_DIRS": "/nonexistent"},
+        # It is ignored in what a shell runs in the background.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
