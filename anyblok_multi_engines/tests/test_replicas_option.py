@@ -181,16 +181,25 @@ import pytest
 from sqlalchemy import func, select
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_real_replica(anyblok_replicated_registry, anyblok_cluster, again):
+PORT = select(func.current_setting("port"))
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_real_replica(anyblok_replicated_registry, anyblok_cluster, number):
     registry, cluster = anyblok_replicated_registry, anyblok_cluster
+    (replica,) = cluster.replicas
+    assert registry.consistency_token() is None
+    assert int(registry.scalar(PORT)) == replica.port
     assert registry.Stock.query().count() == 0
     registry.Stock.insert(name="pen")
     registry.commit()
     cluster.wait_for_replay()
     assert registry.Stock.query().count() == 1
-    port = int(registry.scalar(select(func.current_setting("port"))))
-    assert port == cluster.replicas[0].port
+    assert int(registry.scalar(PORT)) == replica.port
+    # The next test doesn't know of it.
+    replica.stop("immediate")
+    registry.monitor.step()
+    assert int(registry.scalar(PORT)) == cluster.primary.port
 """
 
 INI = """
@@ -340,4 +349,4 @@ def test_readonly_refuses_writes_alone(suite):
     """And the fixtures are there in the same run"""
     run = suite.run("--anyblok-replicas=readonly", "tests", "real")
     assert run.found == {WRITES, RAISES}, run.text
-    assert "16 passed" in run.text
+    assert "17 passed" in run.text
