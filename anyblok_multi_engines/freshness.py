@@ -546,8 +546,7 @@ class Freshness:
 
     def _visible(self, known: Known) -> ConsistencyToken | None:
         """Return a position that has all that could be seen on the primary"""
-        position = known.visible or known.position
-        return freshest(position, self.process.knows.written)
+        return freshest(known.shown, self.process.knows.written)
 
     def _seen_anywhere(
         self, usable: Collection[str]

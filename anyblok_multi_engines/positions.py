@@ -38,12 +38,20 @@ class Known(NamedTuple):
         run from then on
     :param visible: of the primary, a position that has all that could be seen
         there, where that is less; see :mod:`.health.probe`
+    :param is_whole: False where that may end in the middle of a record, which
+        no replica can replay
     """
 
     asked_at: float
     position: ConsistencyToken
     since: float = 0.0
     visible: ConsistencyToken | None = None
+    is_whole: bool = True
+
+    @property
+    def shown(self) -> ConsistencyToken:
+        """Return a position that has all that could be seen on the server"""
+        return self.visible or self.position
 
 
 class Lag(NamedTuple):
@@ -212,14 +220,16 @@ class Positions:
         """Return how far a replica is behind the primary
 
         Without a timestamp of any server: the primary was once where the
-        replica is now, and our own clock says when we have seen it there.
+        replica is now, and our own clock says when we have seen it there. What
+        it needn't flush, and so doesn't send, is nothing to be behind of: an
+        idle primary would make its replicas old.
 
         :param position: of the replica; None: unknown
         :param now: seconds of ``time.monotonic()``
         :rtype: None where it is unknown
         """
         with self._lock:
-            newest = self._samples[0][1][-1] if self._samples[0][1] else None
+            newest = self._newest()
             if position is None or newest is None:
                 return None
 
@@ -227,18 +237,27 @@ class Positions:
                 known
                 for _, samples in self._samples
                 for known in samples
-                if known.position.is_reached_by(position)
+                if known.shown.is_reached_by(position)
             ]
             oldest = min((x[0] for _, x in self._samples if x), key=_asked_at)
 
-        if newest.position.is_reached_by(position):
+        if newest.shown.is_reached_by(position):
             return Lag(0, 0.0)
 
         if newest.position.timeline != position.timeline:
             return None
 
         last = max(passed, key=_asked_at, default=oldest)
-        return Lag(newest.position.lsn - position.lsn, now - last.asked_at)
+        return Lag(newest.shown.lsn - position.lsn, now - last.asked_at)
+
+    def _newest(self) -> Known | None:
+        """Return what the replicas should have by now
+
+        Without any sample that will do for it, the last one, which is more.
+        """
+        samples = self._samples[0][1]
+        last = samples[-1] if samples else None
+        return next((x for x in reversed(samples) if x.is_whole), last)
 
     def primary_since(self, at: float) -> Known | None:
         """Return the first known position of the primary that was asked since

@@ -230,7 +230,7 @@ def written_position(driver: Any) -> tuple[ConsistencyToken, str | None]:
         return known.position, None
 
     # Nobody hurries to flush, and so to send, what a rollback has left.
-    return known.visible or known.position, refused
+    return known.shown, refused
 
 
 def arrival_of(

@@ -149,13 +149,17 @@ def primary_position(driver: Any) -> Known:
         timeline=int(name[:8], 16),
         lsn=end_of_record(parse_lsn(lsn), offset, int(page_size)),
     )
-    visible = position
-    if flushed is not None:
-        least = parse_lsn(flushed)
-        if least < position.lsn:
-            visible = replace(position, lsn=least)
+    known = Known(asked_at, position, visible=position)
+    least = position.lsn if flushed is None else parse_lsn(flushed)
+    if least >= position.lsn:
+        return known
 
-    return Known(asked_at, position, visible=visible)
+    # A commit is flushed as far as there are records then. What nobody waits
+    # for is flushed later, page by page.
+    is_whole = least % int(page_size) != 0
+    return known._replace(
+        visible=replace(position, lsn=least), is_whole=is_whole
+    )
 
 
 def replica_position(driver: Any) -> Known | None:

@@ -147,12 +147,20 @@ def test_replica_that_is_many_bytes_behind_is_left(make, servers):
     assert registry.health().of("replica1").lag.bytes > 1000
 
 
-def test_idle_primary_makes_no_replica_old(make, servers):
+@pytest.mark.parametrize("open_transaction", [False, True])
+def test_idle_primary_makes_no_replica_old(make, servers, open_transaction):
+    """Nor one with a transaction that goes on, which nobody flushes"""
     registry = make(db_ro_max_lag=0.2)
     servers.cluster.wait_for_replay()
-    for _ in range(10):
-        time.sleep(0.1)
-        assert registry.health().unusable == frozenset()
+    with registry.engine_of("primary").connect() as connection:
+        if open_transaction:
+            connection.execute(
+                text("insert into book (title, copies) values ('x', 1)")
+            )
+
+        for _ in range(10):
+            time.sleep(0.1)
+            assert registry.health().unusable == frozenset()
 
 
 @pytest.mark.parametrize(

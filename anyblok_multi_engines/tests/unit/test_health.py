@@ -241,6 +241,20 @@ class TestLag:
         """Before the first sample"""
         assert positions.lag_of(position(50), 6.0) == Lag(450, 5.0)
 
+    def test_is_of_what_the_primary_has_flushed(self, positions):
+        """It sends no more, and an open transaction's may stay there"""
+        known = Known(6.0, position(900), visible=position(500))
+        positions.note_primary(known)
+        assert positions.lag_of(position(500), 1000.0) == Lag(0, 0.0)
+        assert positions.lag_of(position(400), 6.0) == Lag(100, 2.0)
+
+    def test_is_of_whole_records(self, positions):
+        """A replica can't replay the first part of one"""
+        known = Known(6.0, position(900), visible=position(800), is_whole=False)
+        positions.note_primary(known)
+        assert positions.lag_of(position(500), 7.0) == Lag(0, 0.0)
+        assert positions.lag_of(position(400), 7.0) == Lag(100, 3.0)
+
     def test_is_unknown_without_a_position(self, positions):
         """A fresh standby's NULL isn't 0"""
         assert positions.lag_of(None, 6.0) is None
