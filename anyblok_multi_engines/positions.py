@@ -233,22 +233,34 @@ class Positions:
             if position is None or newest is None:
                 return None
 
-            passed = [
-                known
-                for _, samples in self._samples
-                for known in samples
-                if known.shown.is_reached_by(position)
-            ]
-            oldest = min((x[0] for _, x in self._samples if x), key=_asked_at)
+            if newest.shown.is_reached_by(position):
+                return Lag(0, 0.0)
 
-        if newest.shown.is_reached_by(position):
-            return Lag(0, 0.0)
+            if newest.position.timeline != position.timeline:
+                return None
 
-        if newest.position.timeline != position.timeline:
-            return None
+            last = self._last_reached_by(position)
 
-        last = max(passed, key=_asked_at, default=oldest)
         return Lag(newest.shown.lsn - position.lsn, now - last.asked_at)
+
+    def _last_reached_by(self, position: ConsistencyToken) -> Known:
+        """Return the primary's last sample that a replica has; else the first
+
+        :param position: of the replica
+        """
+        kept = [samples for _, samples in self._samples if samples]
+        found = (
+            next(
+                (x for x in reversed(y) if x.shown.is_reached_by(position)),
+                None,
+            )
+            for y in kept
+        )
+        passed = [x for x in found if x is not None]
+        if passed:
+            return max(passed, key=_asked_at)
+
+        return min((samples[0] for samples in kept), key=_asked_at)
 
     def _newest(self) -> Known | None:
         """Return what the replicas should have by now
