@@ -1761,12 +1761,11 @@ def _check_flush(
             session.check_write(f"the flush of {changed}")
 
     if session._is_guarded():
-        write_guard.check_before_flush(session, flush_context)
+        write_guard.check_before_flush(session)
 
 
 def _after_flush(session: MixinSession, flush_context: Any) -> None:
     """Forget what a replica loaded, once the flush has written"""
-    write_guard.end_flush(session)
     if session.placement().wrote:
         provenance.expire_replica_reads(session)
 

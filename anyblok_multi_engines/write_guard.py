@@ -20,11 +20,9 @@ from sqlalchemy import (
     event,
     inspect,
     select,
-    types,
 )
 from sqlalchemy import tuple_ as tuple_of
 from sqlalchemy.orm import LoaderCallableStatus, Session
-from sqlalchemy.sql.dml import Update
 
 from .errors import StaleRead, StaleReadError
 from .events import StaleReadFound, tell
@@ -39,8 +37,6 @@ from .provenance import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import UOWTransaction
-
     from .provenance import State
 
     Execute = Callable[[Any, Any], Any]
@@ -48,27 +44,8 @@ if TYPE_CHECKING:
 # A driver sends at most 65,535 parameters; a key may have several columns.
 ROWS_PER_QUERY = 1_000
 
-# In the info of a session: the attributes that its flush has compared, and the
-# UPDATE that compares by itself.
+# In the info of a session: the attributes that its flush has compared.
 _COMPARED = "anyblok_multi_engines.compared"
-_GUARDED = "anyblok_multi_engines.guarded"
-
-# Types whose values are equal on the server where they are here.
-EXACT_TYPES = frozenset(
-    [
-        types.BigInteger,
-        types.Boolean,
-        types.Date,
-        types.DateTime,
-        types.DECIMAL,
-        types.Float,
-        types.Integer,
-        types.Numeric,
-        types.SmallInteger,
-        types.String,
-        types.Text,
-    ]
-)
 
 
 class Row(NamedTuple):
@@ -82,86 +59,6 @@ class Row(NamedTuple):
     state: State
     key: tuple[Any, ...]
     columns: Mapping[Any, str]
-
-
-class GuardedUpdate:
-    """Has the next UPDATE of a table compare what it writes over by itself
-
-    One round trip, where comparing first takes two. Only where it finds no row
-    is the row looked at, which tells why.
-
-    :param flush: that will send it
-    :param row: that it is of
-    """
-
-    _connection: Any = None
-
-    def __init__(self, flush: UOWTransaction, row: Row) -> None:
-        self.state = row.state
-        self._session: Any = row.state.session
-        self._flush = flush
-        self._row = row
-        self._said = {
-            f"said {n}": said_of(row.state, key)
-            for n, key in enumerate(row.columns.values())
-        }
-
-    def expect(self, connection: Connection, changed: set[str]) -> None:
-        """Wait for the UPDATE, which is the next one
-
-        :param connection: that will send it
-        :param changed: the attributes that it will write
-        """
-        self._connection, self._changed = connection, changed
-        self._execute = connection.execute
-        # SQLAlchemy has no event that may answer in the server's place.
-        connection.execute = self  # type: ignore[method-assign]
-
-    def leave(self) -> None:
-        """Let the connection's statements be what they are"""
-        if self._connection is not None:
-            self._connection.__dict__.pop("execute", None)
-
-    def __call__(
-        self, statement: Any, parameters: Any = None, **options: Any
-    ) -> Any:
-        """Execute a statement of the flush"""
-        session, row = self._session, self._row
-        (table,) = self.state.manager.mapper.tables
-        is_update = isinstance(statement, Update) and statement.table is table
-        if not (is_update and session._flushing):
-            return self._execute(statement, parameters, **options)
-
-        end_flush(session)
-        result = None
-        if _is_of(row, parameters):
-            result = self._execute(
-                _comparing(statement, tuple(row.columns)),
-                [{**parameters[0], **self._said}],
-                **options,
-            )
-
-        if result is None or not result.rowcount:
-            self._compare()
-            result = self._execute(statement, parameters, **options)
-
-        note_compared(self.state, self._changed)
-        return result
-
-    def _compare(self) -> None:
-        """Tell why the UPDATE finds no row; it has changed by now, or hasn't
-
-        As before a flush, nothing has been written, and what is raised ends no
-        transaction.
-        """
-        transaction: Any = self._flush.transaction
-        written = [x for x, (_, seen) in self._flush.states.items() if not seen]
-        if written == [self.state] and _is_of_columns(self.state):
-            transaction.rollback = lambda **_: transaction.close()
-
-        keys = set(self._row.columns.values())
-        _compare(self._session, self._execute, {self.state: keys}, {})
-        transaction.__dict__.pop("rollback", None)
 
 
 def listen(target: type) -> None:
@@ -191,44 +88,24 @@ def changed_instance(session: Session) -> str | None:
     return None
 
 
-def check_before_flush(session: Session, flush: UOWTransaction) -> None:
+def check_before_flush(session: Session) -> None:
     """Compare what replicas said of what is changed with the primary
 
     And lock it there until the transaction's end: one query per table, and
-    per thousand rows. Where all there is to flush is a plain change of one
-    row, its UPDATE compares by itself. What is unknown isn't compared:
-    attributes that were never loaded, or that the primary has loaded.
+    per thousand rows. What is unknown isn't compared: attributes that were
+    never loaded, or that the primary has loaded.
 
     :param session: that is about to flush
-    :param flush: that it is about to do
     :exception: StaleReadError, where the primary says otherwise
     """
-    end_flush(session)
-    dirty = session.dirty
-    updated = _read_from_replicas(dirty, _updated_keys)
+    updated = _read_from_replicas(session.dirty, _updated_keys)
     deleted = _read_from_replicas(session.deleted, _deleted_keys)
     session.info[_COMPARED] = WeakKeyDictionary({**updated, **deleted})
     if updated or deleted:
         # What they loaded may have been in another session.
         expect_replica_reads(session, [*updated, *deleted])
-        if len(dirty) == 1 and not (session.new or session.deleted):
-            row = _plain_row(*next(iter(updated.items())))
-            if row is not None:
-                session.info[_GUARDED] = GuardedUpdate(flush, row)
-                return
-
         # The connection that the flush writes on: past what decides for a read.
         _compare(session, session.connection().execute, updated, deleted)
-
-
-def end_flush(session: Session) -> None:
-    """Forget the UPDATE that a flush should have sent, and hasn't
-
-    :param session: that has flushed
-    """
-    guarded = session.info.pop(_GUARDED, None)
-    if guarded is not None:
-        guarded.leave()
 
 
 def check_before_bulk_save(session: Session, instances: Iterable[Any]) -> None:
@@ -253,19 +130,13 @@ def _read_from_replicas(
 
 def _check_update(mapper: Any, connection: Connection, state: State) -> None:
     if read_of(state) is not None:
-        changed = _changed_columns(state)
-        info = {} if state.session is None else state.session.info
-        if not changed <= info.get(_COMPARED, {}).get(state, set()):
-            keys = _not_compared(state, _written_over(state, changed))
-            if keys:
-                _compare(state.session, connection.execute, {state: keys}, {})
+        changed = changed_keys(state) & columns_of(state.manager).keys
+        keys = _not_compared(state, _written_over(state, changed))
+        if keys:
+            _compare(state.session, connection.execute, {state: keys}, {})
 
-        guarded = info.get(_GUARDED)
-        if guarded is not None and guarded.state is state:
-            guarded.expect(connection, changed)
-        else:
-            # What the flush writes isn't what a replica said.
-            note_compared(state, changed)
+        # What the flush writes isn't what a replica said.
+        note_compared(state, changed)
 
 
 def _check_delete(mapper: Any, connection: Connection, state: State) -> None:
@@ -286,11 +157,8 @@ def _not_compared(state: State, keys: set[str]) -> set[str]:
 
 def _updated_keys(state: State) -> set[str]:
     """Return the attributes that an UPDATE would write over what was read"""
-    return _written_over(state, _changed_columns(state))
-
-
-def _changed_columns(state: State) -> set[str]:
-    return changed_keys(state) & columns_of(state.manager).keys
+    changed = changed_keys(state) & columns_of(state.manager).keys
+    return _written_over(state, changed)
 
 
 def _written_over(state: State, changed: set[str]) -> set[str]:
@@ -330,67 +198,6 @@ def _has_replica_value(state: State, key: str) -> bool:
     value = said_of(state, key)
     return value is not Mark.FRESH and not isinstance(
         value, LoaderCallableStatus
-    )
-
-
-def _plain_row(state: State, keys: set[str]) -> Row | None:
-    """Return the row of an instance whose flush is one UPDATE that can compare
-
-    :param keys: the attributes to compare
-    """
-    tables = state.manager.mapper.tables
-    if not keys or len(tables) > 1 or not _is_of_columns(state):
-        return None
-
-    ((_, row),) = _rows_of(state, keys)
-    return row if all(_is_exact(x.type) for x in row.columns) else None
-
-
-def _is_of_columns(state: State) -> bool:
-    """Return True where nothing but columns has been changed, and no key"""
-    columns = columns_of(state.manager)
-    return state.committed_state.keys() <= columns.keys - columns.primary
-
-
-def _is_exact(type_: Any) -> bool:
-    """Return True for a type whose values the server compares as we do"""
-    if isinstance(type_, types.TypeDecorator):
-        type_ = type_.impl
-
-    # Of two texts that differ, a collation may say that they are equal.
-    return type(type_) in EXACT_TYPES and not getattr(type_, "collation", None)
-
-
-def _is_of(row: Row, parameters: Any) -> bool:
-    """Return True where an UPDATE of a flush is of one row, and of this one"""
-    (table,) = row.state.manager.mapper.tables
-    return (
-        isinstance(parameters, list)
-        and len(parameters) == 1
-        and tuple(map(parameters[0].get, _labels(table))) == row.key
-    )
-
-
-@lru_cache(256)
-def _labels(table: Any) -> tuple[str, ...]:
-    """Return what SQLAlchemy calls a table's key in the UPDATE of a flush"""
-    return tuple(f"{table.name}_{x.name}" for x in table.primary_key)
-
-
-@lru_cache(256)
-def _comparing(statement: Any, columns: tuple[Any, ...]) -> Any:
-    """Return an UPDATE that finds its row if that is what was said of it
-
-    :param statement: of a flush
-    :param columns: that it compares
-    """
-    return statement.where(
-        *(
-            column.is_not_distinct_from(
-                bindparam(f"said {n}", type_=column.type)
-            )
-            for n, column in enumerate(columns)
-        )
     )
 
 

@@ -17,9 +17,8 @@ from json import loads
 from uuid import UUID
 
 import pytest
-from sqlalchemy import String, event, inspect, select, text, update
+from sqlalchemy import event, inspect, select, text, update
 from sqlalchemy.dialects.postgresql import Range
-from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import (
     LoaderCallableStatus,
     Mapper,
@@ -36,7 +35,6 @@ from anyblok_multi_engines.provenance import read_of, said_of
 from anyblok_multi_engines.routing.intent import Intent, Wish
 from anyblok_multi_engines.test_bloks.test5.values import Level, Thing
 from anyblok_multi_engines.tests.conftest import Registries, restored_options
-from anyblok_multi_engines.write_guard import _is_exact
 
 TABLES = "typed, team, versioned, pair, dog, animal, join_node_and_node, node"
 
@@ -156,16 +154,14 @@ def on_primary(registry):
 
 @pytest.fixture
 def locks(registry, servers):
-    """Give a function that returns the queries that have compared rows"""
+    """Give a function that returns the queries that have locked rows"""
     start = len(servers.statements_on(servers.cluster.primary))
 
     def locks():
         return [
             line
             for line in servers.statements_on(servers.cluster.primary)[start:]
-            if "FOR UPDATE" in line
-            or "FOR NO KEY UPDATE" in line
-            or "IS NOT DISTINCT FROM" in line
+            if "FOR UPDATE" in line or "FOR NO KEY UPDATE" in line
         ]
 
     return locks
@@ -544,28 +540,6 @@ class TestChanges:
         with registry.engine_of("primary").begin() as connection:
             assert connection.execute(locked).all() == [(10,)]
 
-    def test_update_of_one_row_compares_by_itself(
-        self, registry, pair, locks, on_primary
-    ):
-        registry.Pair.query().get((1, "y")).n += 1
-        registry.flush()
-        (only,) = locks()
-        assert "UPDATE pair" in only
-        registry.commit()
-        assert on_primary(text("select sum(n) from pair")) == 11
-
-    def test_two_rows_are_compared_first(self, registry, pair, locks):
-        on_replica = registry.Pair.query().all()
-        with registry.session.no_autoflush:
-            for instance in on_replica:
-                instance.n += 1
-
-        with pytest.raises(StaleReadError):
-            registry.flush()
-
-        (only,) = locks()
-        assert "SELECT" in only
-
     def test_refusal_ends_no_transaction(self, registry, pair, on_primary):
         write_value_in_hand(registry, pair)
         pair.refresh()
@@ -585,29 +559,6 @@ class TestChanges:
         registry.commit()
         assert on_primary(text("select sum(n) from pair")) == 11
         assert on_primary(text("select count(*) from team")) == 1
-
-    def test_what_a_listener_has_added_is_not_written(
-        self, registry, pair, on_primary
-    ):
-        def add(session, flush_context, instances):
-            if not session.new:
-                session.add(registry.Team(id=1, name="x"))
-
-        event.listen(registry.session, "before_flush", add)
-        pair.n += 1
-        try:
-            with pytest.raises(StaleReadError):
-                registry.flush()
-        finally:
-            event.remove(registry.session, "before_flush", add)
-
-        # The flush may have inserted it: its transaction has ended.
-        with pytest.raises(PendingRollbackError):
-            registry.commit()
-
-        registry.rollback()
-        assert on_primary(text("select sum(n) from pair")) == 10
-        assert on_primary(text("select count(*) from team")) == 0
 
     @pytest.mark.parametrize("others_first", [True, False])
     def test_update_of_another_row_by_a_listener_is_let_through(
@@ -1587,9 +1538,3 @@ class TestAfterItsOwnWrite:
         assert pair.n == 0
         registry.execute(text("select 1 for update"))
         assert pair.n == 10
-
-
-def test_text_of_a_collation_is_not_compared_by_an_update():
-    """Which may say that what differs is equal"""
-    assert _is_exact(String())
-    assert not _is_exact(String(collation="case_insensitive"))
