@@ -108,7 +108,9 @@ class CatchUp:
 
             left = until - time.monotonic()
             if left <= 0:
-                self._in_vain_at[name] = time.monotonic()
+                if looks > 1:
+                    self._in_vain_at[name] = time.monotonic()
+
                 return False
 
             if not wait_for(driver, floor, left):

@@ -34,7 +34,6 @@ from .engines import (
     is_in_transaction,
     is_lost,
     living,
-    shut_down,
     sqlstate_of,
 )
 from .errors import ConsistencyTokenError
@@ -109,8 +108,6 @@ class Freshness:
         self.keeps_sessions = options.consistency is not Consistency.EVENTUAL
         self._is_down = is_down
         self._aside = aside
-        # The servers that are being asked aside, and by which connections.
-        self._asked: set[tuple[str, Any]] = set()
         # Till when everybody reads from the primary, once positions are no
         # longer to be had: what was promised by them can't be kept otherwise.
         self._lost_until = 0.0
@@ -665,25 +662,13 @@ class Freshness:
     def _asking(self, name: str) -> Iterator[PoolProxiedConnection]:
         """Give a connection for a question aside; one that fails is left"""
         connection = self._aside(name).raw_connection()
-        asked = (name, connection.dbapi_connection)
-        self._asked.add(asked)
         try:
             yield connection
         except Exception:
             connection.invalidate()
             raise
         finally:
-            self._asked.discard(asked)
             connection.close()
-
-    def cut_off(self, name: str) -> None:
-        """End the questions that a server doesn't answer
-
-        :param name: of the server
-        """
-        for server, driver in tuple(self._asked):
-            if server == name:
-                shut_down(driver)
 
     def _errors(self, name: str) -> tuple[type[Exception], ...]:
         """Return what a question to a server may raise"""

@@ -16,6 +16,7 @@ import threading
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -25,6 +26,9 @@ from .consistency import ConsistencyToken
 # Together they reach back most of an hour, the finer the younger.
 SPACINGS = (0.001, 0.05, 1.0, 10.0)
 KEPT = 256
+
+# Bytes. Few records are longer: of a split index page, with images of pages.
+LONG_RECORD = 0x10000
 
 OnPromotion = Callable[[ConsistencyToken, ConsistencyToken], None]
 
@@ -52,6 +56,14 @@ class Known(NamedTuple):
     def shown(self) -> ConsistencyToken:
         """Return a position that has all that could be seen on the server"""
         return self.visible or self.position
+
+    @property
+    def due(self) -> ConsistencyToken:
+        """Return a position that a replica in step has replayed for sure"""
+        if self.is_whole:
+            return self.shown
+
+        return replace(self.shown, lsn=max(0, self.shown.lsn - LONG_RECORD))
 
 
 class Lag(NamedTuple):
@@ -229,11 +241,11 @@ class Positions:
         :rtype: None where it is unknown
         """
         with self._lock:
-            newest = self._newest()
+            newest = self._samples[0][1][-1] if self._samples[0][1] else None
             if position is None or newest is None:
                 return None
 
-            if newest.shown.is_reached_by(position):
+            if newest.due.is_reached_by(position):
                 return Lag(0, 0.0)
 
             if newest.position.timeline != position.timeline:
@@ -241,7 +253,7 @@ class Positions:
 
             last = self._last_reached_by(position)
 
-        return Lag(newest.shown.lsn - position.lsn, now - last.asked_at)
+        return Lag(newest.due.lsn - position.lsn, now - last.asked_at)
 
     def _last_reached_by(self, position: ConsistencyToken) -> Known:
         """Return the primary's last sample that a replica has; else the first
@@ -251,7 +263,7 @@ class Positions:
         kept = [samples for _, samples in self._samples if samples]
         found = (
             next(
-                (x for x in reversed(y) if x.shown.is_reached_by(position)),
+                (x for x in reversed(y) if x.due.is_reached_by(position)),
                 None,
             )
             for y in kept
@@ -261,15 +273,6 @@ class Positions:
             return max(passed, key=_asked_at)
 
         return min((samples[0] for samples in kept), key=_asked_at)
-
-    def _newest(self) -> Known | None:
-        """Return what the replicas should have by now
-
-        Without any sample that will do for it, the last one, which is more.
-        """
-        samples = self._samples[0][1]
-        last = samples[-1] if samples else None
-        return next((x for x in reversed(samples) if x.is_whole), last)
 
     def primary_since(self, at: float) -> Known | None:
         """Return the first known position of the primary that was asked since

@@ -528,11 +528,15 @@ class MultiEngines(RegistryBase):
     def _cut_off(self, name: str) -> None:
         """Leave the connections to a server that hangs
 
-        What waits for a replica ends, and what only reads from the primary.
+        What waits for a replica ends, and what only reads from the primary,
+        our own questions among it.
 
         :param name: of the server
         """
-        self.freshness.cut_off(name)
+        aside = self._asides.get(name)
+        if aside is not None:
+            engines.cut_off(aside, lambda _: True)
+
         if self.is_replica(name):
             engines.cut_off(self._engines[name], lambda _: True)
         else:

@@ -789,6 +789,7 @@ class MixinSession(SessionBase):
             if begun is not None:
                 return begun
 
+        self._is_behind = False
         found = super()._connection_for_bind(engine, *args, **kw)
         if self._is_behind:
             self._is_behind = False
@@ -814,7 +815,9 @@ class MixinSession(SessionBase):
             return None
 
         name = settled.decision.server_name or PRIMARY
-        return unit.primary if name == PRIMARY else unit.reads_on.get(name)
+        begun = unit.primary if name == PRIMARY else unit.reads_on.get(name)
+        # Of an engine with other options there may be another connection.
+        return begun if begun and begun.engine is engine else None
 
     def check_begun(self, name: str, connection: Connection) -> None:
         """Ask a replica that a session begins to read from, where it must

@@ -48,10 +48,9 @@ NO_POSITIONS = frozenset(["42883", "42501", "0A000", "42601", "42704", "42703"])
 # flushed, which is less under synchronous_commit = off. Where commits wait for
 # the flush, what isn't flushed can't have been seen: a transaction that goes
 # on, or has been rolled back, may leave much more, and nobody hurries to flush
-# it. pg_walfile_name()
-# knows the timeline of the insertion; pg_control_checkpoint() lags. The control
-# file is read from the disk, which takes longer than all the rest: not for a
-# backend whose cluster is known.
+# it. pg_walfile_name() knows the timeline of the insertion;
+# pg_control_checkpoint() lags. The control file is read from the disk, which
+# takes longer than all the rest: not for a backend whose cluster is known.
 PRIMARY_POSITION = """
 SELECT at.lsn, (pg_catalog.pg_walfile_name_offset(at.lsn)).*,
        pg_catalog.current_setting('wal_block_size'),

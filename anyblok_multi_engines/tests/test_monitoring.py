@@ -147,6 +147,35 @@ def test_replica_that_is_many_bytes_behind_is_left(make, servers):
     assert registry.health().of("replica1").lag.bytes > 1000
 
 
+def test_replica_is_behind_what_is_loaded_in_bulk(make, servers):
+    """Which is flushed page by page, and committed at the end"""
+    registry = make(db_ro_max_lag_bytes=1_000_000)
+    servers.first.pause_replay()
+    with registry.engine_of("primary").connect() as connection:
+        connection.execute(
+            text(
+                "insert into book (title, copies)"
+                " select 'x', 1 from generate_series(1, 50000)"
+            )
+        )
+        wait_for(registry, "replica1", Status.LAGGING)
+        assert registry.health().of("replica1").lag.bytes > 1_000_000
+
+
+def test_catalogue_is_read_where_the_primary_hangs(make, servers):
+    registry = make()
+    assert registry.read_catalogue() is not None
+    servers.cluster.primary.freeze()
+    read = []
+    reader = threading.Thread(
+        target=lambda: read.append(registry.read_catalogue()), daemon=True
+    )
+    reader.start()
+    reader.join(20)
+    assert read
+    assert read[0] is not None
+
+
 @pytest.mark.parametrize("open_transaction", [False, True])
 def test_idle_primary_makes_no_replica_old(make, servers, open_transaction):
     """Nor one with a transaction that goes on, which nobody flushes"""

@@ -151,6 +151,22 @@ class TestPlacement:
         assert registry.Shelf.query().count() == 0
 
 
+def test_another_connection_to_the_primary_is_another(registry):
+    """What follows is still in the unit of work, and ends with it"""
+    registry.Book.insert(title="mine")
+    for _ in range(3):
+        registry.execute(select(1)).all()
+
+    engine = registry.engine_of("primary").execution_options(
+        logging_token="other"
+    )
+    registry.session.execute(select(1), bind_arguments={"bind": engine})
+    assert registry.Book.query().count() == 1
+    registry.execute(text("insert into book (title) values ('mine too')"))
+    registry.rollback()
+    assert registry.Book.query().count() == 0
+
+
 class TestNothingIsLeft:
     """However a unit of work ended, the next starts from nowhere"""
 

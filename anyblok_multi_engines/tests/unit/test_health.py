@@ -20,7 +20,12 @@ from anyblok_multi_engines.health.model import (
     judge,
     judge_failure,
 )
-from anyblok_multi_engines.positions import Known, Lag, Positions
+from anyblok_multi_engines.positions import (
+    LONG_RECORD,
+    Known,
+    Lag,
+    Positions,
+)
 from anyblok_multi_engines.topology import Role
 
 READY = ServerHealth(Status.READY, "answers", 1.0)
@@ -250,10 +255,13 @@ class TestLag:
 
     def test_is_of_whole_records(self, positions):
         """A replica can't replay the first part of one"""
-        known = Known(6.0, position(900), visible=position(800), is_whole=False)
+        positions.note_primary(Known(6.0, position(80_000)))
+        flushed = position(90_000)
+        known = Known(7.0, position(95_000), visible=flushed, is_whole=False)
         positions.note_primary(known)
-        assert positions.lag_of(position(500), 7.0) == Lag(0, 0.0)
-        assert positions.lag_of(position(400), 7.0) == Lag(100, 3.0)
+        least = 90_000 - LONG_RECORD
+        assert positions.lag_of(position(least), 8.0) == Lag(0, 0.0)
+        assert positions.lag_of(position(500), 8.0) == Lag(least - 500, 3.0)
 
     def test_is_unknown_without_a_position(self, positions):
         """A fresh standby's NULL isn't 0"""
