@@ -59,7 +59,10 @@ class Known(NamedTuple):
 
     @property
     def due(self) -> ConsistencyToken:
-        """Return a position that a replica in step has replayed for sure"""
+        """Return a position that a replica in step has replayed
+
+        It isn't in the middle of a record, if that isn't a very long one.
+        """
         if self.is_whole:
             return self.shown
 
