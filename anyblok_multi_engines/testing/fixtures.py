@@ -10,7 +10,7 @@ The entry point of :mod:`~.plugin` brings them along.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,9 +18,12 @@ import pytest
 if TYPE_CHECKING:
     from .application import Rows
     from .cluster import Cluster
+    from .server import PostgresServer
 
+#: The cluster of the session, once it is started.
+started: pytest.StashKey[Cluster] = pytest.StashKey()
 #: Where a test's server logs began, in bytes by name of the server.
-log_starts: pytest.StashKey[tuple[Cluster, dict[str, int]]] = pytest.StashKey()
+log_starts: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
@@ -34,40 +37,35 @@ def anyblok_cluster_options(pytestconfig: pytest.Config) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def anyblok_cluster_session(
-    anyblok_cluster_options: dict[str, Any],
+    anyblok_cluster_options: dict[str, Any], pytestconfig: pytest.Config
 ) -> Iterator[Cluster]:
     """The cluster of the session, started when it is first asked for.
 
     Ask for it where a fixture of a wider scope prepares databases; a test
-    asks for ``anyblok_cluster``.
+    asks for ``anyblok_cluster``. When a test fails that uses it, itself or
+    through a fixture, what the servers have logged since the test's start is
+    in the report.
 
     :rtype: :class:`~.cluster.Cluster`
     """
     from .cluster import Cluster
 
     with Cluster(**anyblok_cluster_options) as cluster:
+        pytestconfig.stash[started] = cluster
         yield cluster
 
 
 @pytest.fixture
-def anyblok_cluster(
-    anyblok_cluster_session: Cluster, request: pytest.FixtureRequest
-) -> Iterator[Cluster]:
+def anyblok_cluster(anyblok_cluster_session: Cluster) -> Iterator[Cluster]:
     """The cluster of the session, for one test that may break it.
 
-    Afterwards its proxies are closed and every fault is undone. When the test
-    fails, what the servers have logged since its start is in the report.
+    Afterwards its proxies are closed and every fault is undone.
 
     :rtype: :class:`~.cluster.Cluster`
     """
-    cluster = anyblok_cluster_session
-    request.node.stash[log_starts] = (
-        cluster,
-        {server.name: server.log_size for server in cluster.servers},
-    )
-    yield cluster
-    cluster.close_proxies()
-    cluster.heal()
+    yield anyblok_cluster_session
+    anyblok_cluster_session.close_proxies()
+    anyblok_cluster_session.heal()
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +113,28 @@ def anyblok_replicated_registry(
     registry.rollback()
 
 
+def servers_of(item: pytest.Item) -> Sequence[PostgresServer]:
+    """The servers that a test uses, itself or through a fixture.
+
+    :param item: the test
+    :rtype: none where it uses none, and before their start and after their end
+    """
+    cluster = item.config.stash.get(started, None)
+    uses = "anyblok_cluster_session" in getattr(item, "fixturenames", ())
+    return cluster.servers if uses and cluster and cluster.is_running else ()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note where the servers' logs are, before any fixture of the test.
+
+    :param item: the test
+    """
+    item.stash[log_starts] = {
+        server.name: server.log_size for server in servers_of(item)
+    }
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
@@ -125,10 +145,9 @@ def pytest_runtest_makereport(
     :rtype: the report
     """
     report = yield
-    if report.failed and log_starts in item.stash:
-        cluster, starts = item.stash[log_starts]
-        # None are left where the session's own end has failed.
-        for server in cluster.servers if cluster.is_running else ():
-            said = server.log(starts[server.name])
+    if report.failed:
+        starts = item.stash.get(log_starts, {})
+        for server in servers_of(item):
+            said = server.log(starts.get(server.name, 0))
             report.sections.append((f"PostgreSQL log of {server.name}", said))
     return report

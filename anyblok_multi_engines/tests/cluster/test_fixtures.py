@@ -21,6 +21,9 @@ def anyblok_cluster_options():
 """
 
 TESTS = """
+import pytest
+
+
 def test_breaks(anyblok_cluster):
     (replica,) = anyblok_cluster.replicas
     anyblok_cluster.primary.execute("do $$ begin raise log 'Hic'; end $$")
@@ -34,6 +37,16 @@ def test_is_healed(anyblok_cluster):
     anyblok_cluster.primary.execute("do $$ begin raise log 'Haec'; end $$")
     anyblok_cluster.primary.execute("do $$ begin raise log 'Hoc'; end $$")
     print(anyblok_cluster.primary.data)
+    assert not "it fails"
+
+
+@pytest.fixture(scope="module")
+def primary(anyblok_cluster_session):
+    return anyblok_cluster_session.primary
+
+
+def test_shares_the_cluster(primary):
+    primary.execute("do $$ begin raise log 'Illic'; end $$")
     assert not "it fails"
 """
 
@@ -51,13 +64,16 @@ def test_cluster_is_healed_and_a_failure_shows_its_logs(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert "1 failed, 1 passed" in run.stdout, run.stdout + run.stderr
+    assert "2 failed, 1 passed" in run.stdout, run.stdout + run.stderr
     assert "PostgreSQL log of primary" in run.stdout
     assert "PostgreSQL log of replica1" in run.stdout
     # Of this test, and not of the one before.
     assert "LOG:  Haec" in run.stdout
     assert "LOG:  Hoc" in run.stdout
+    assert run.stdout.count("LOG:  Hoc") == 1
     assert "LOG:  Hic" not in run.stdout
+    # Of a test whose fixture asks for the cluster.
+    assert "LOG:  Illic" in run.stdout
     (directory,) = (
         Path(line)
         for line in run.stdout.splitlines()
