@@ -37,6 +37,9 @@ OnStatus = Callable[[Server, ServerHealth, ServerHealth], None]
 # Seconds that stop() waits for the thread, which may wait for an answer.
 PATIENCE = 5.0
 
+# Seconds of one wait for an answer: a longer one is this process's own doing.
+SLICE = 0.1
+
 
 class Probe(Protocol):
     """Asks one server how it is; it has a connection of its own"""
@@ -65,7 +68,6 @@ class Asking(threading.Thread):
         super().__init__(name="anyblok-multi-engines-probe", daemon=True)
         self._probe = probe
         self._stopped = stopped
-        self.begun = time.monotonic()
         self.answer: Observation | None = None
         self.failure: str | None = None
 
@@ -196,11 +198,28 @@ class Monitor:
                 elif before is begun:
                     asked[name] = before
 
+        waited = 0.0
         for name in sorted(asked, key=self._is_replica):
-            asking = asked[name]
-            left = asking.begun + self._timeout - time.monotonic()
-            asking.join(max(0.0, left))
-            self._note(name, asking)
+            waited = self._wait(asked[name], waited)
+            self._note(name, asked[name])
+
+    def _wait(self, asking: Asking, waited: float) -> float:
+        """Wait for an answer, no longer than the timeout
+
+        No server is late while this process doesn't run: a debugger or the
+        system has stopped it, its machine is being moved, or code in C keeps
+        the interpreter's lock. A wait that takes longer than it should counts
+        as long as it should.
+
+        :param waited: seconds that have been waited before, for all of them
+        :return: the same, with this wait
+        """
+        while asking.is_alive() and waited < self._timeout:
+            begun = time.monotonic()
+            asking.join(SLICE)
+            waited += min(time.monotonic() - begun, SLICE)
+
+        return waited
 
     def _ask(self, name: str) -> Asking:
         asking = Asking(self._probes[name], self._stopped)

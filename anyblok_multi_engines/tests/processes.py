@@ -5,6 +5,7 @@
 # obtain one at http://mozilla.org/MPL/2.0/.
 """Other processes of an application, each with a registry of its own."""
 
+import ctypes
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,14 @@ from anyblok.registry import Registry, RegistryManager
 
 # Nothing of the process that runs the tests is in them, as in production.
 SPAWN = multiprocessing.get_context("spawn")
+
+
+def stand_still(seconds: float) -> None:
+    """Let no thread of this process run
+
+    As code in C does that keeps the interpreter's lock.
+    """
+    ctypes.PyDLL(None).usleep(round(seconds * 1_000_000))
 
 
 @contextmanager

@@ -6,15 +6,18 @@
 """The monitor, on real servers that lag, hang or aren't what they seem."""
 
 import logging
+import subprocess
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import text
 
 from anyblok_multi_engines.errors import OptionError
 from anyblok_multi_engines.health.model import Status
-from anyblok_multi_engines.testing import Cluster, wait_until
+from anyblok_multi_engines.testing import Cluster, guardian, wait_until
+from anyblok_multi_engines.tests.processes import stand_still
 
 REPLICAS = {"replica1", "replica2"}
 
@@ -118,6 +121,35 @@ def test_hung_replica_is_left_and_its_reads_go_elsewhere(make, servers):
     registry.rollback()
     servers.first.thaw()
     wait_for(registry, "replica1", Status.READY)
+
+
+def test_replica_is_not_late_where_this_process_stands_still(make, servers):
+    """What reads from it goes on, and nobody is told"""
+    registry = make(db_ro_check_interval=60.0)
+    registry.monitor.step()
+    with registry.engine_of("replica1").connect() as connection:
+        servers.first.freeze()
+        thread = threading.Thread(target=registry.monitor.step)
+        thread.start()
+        # The question has been sent; its answer comes in the meantime.
+        time.sleep(0.2)
+        with thawed_in(0.5, servers.first):
+            stand_still(2.5)
+
+        thread.join()
+        assert status(registry, "replica1") is Status.READY
+        assert connection.scalar(text("SELECT 1")) == 1
+
+
+@contextmanager
+def thawed_in(seconds, server):
+    """Thaw a server during the block, whatever this process does"""
+    pids = " ".join(str(x.pid) for x in guardian.family(server.pid))
+    command = f"sleep {seconds}; kill -CONT {pids}"
+    with subprocess.Popen(["sh", "-c", command]):
+        yield
+
+    server.thaw()
 
 
 def test_replica_that_is_far_behind_is_left(make, servers, caplog):

@@ -22,6 +22,7 @@ from anyblok_multi_engines.health.model import (
 from anyblok_multi_engines.health.monitor import Monitor
 from anyblok_multi_engines.positions import Known, Positions
 from anyblok_multi_engines.testing import wait_until
+from anyblok_multi_engines.tests.processes import stand_still
 from anyblok_multi_engines.topology import Role, Server
 
 
@@ -220,6 +221,23 @@ def test_server_that_hangs_holds_up_nobody(probed):
     probed.monitor.step()
     assert probe.asked == 1, "it was asked again while it hung"
     assert probed.probes["replica2"].asked == 2
+
+
+def test_server_that_answers_while_the_process_stands_still_is_not_late(
+    probed,
+):
+    """It can't be heard, as when somebody keeps the interpreter's lock"""
+    probe = probed.probes["replica1"]
+    probe.may_answer.clear()
+    thread = threading.Thread(target=probed.monitor.step)
+    thread.start()
+    wait_until("it was not asked", lambda: probe.asked)
+    stand_still(1.0)
+    probe.may_answer.set()
+    thread.join()
+    assert probed.status("replica1") is Status.READY
+    assert not probed.hung
+    assert not probe.was_cut_off
 
 
 class TestBegin:
