@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from logging import getLogger
 from random import Random
 from types import MappingProxyType
-from typing import Protocol
 
 from ..positions import Positions
 from ..topology import Role, Server
+from .asking import Asker, Asking, Probe
 from .model import (
     Limits,
     Observation,
-    PoolUse,
     ServerHealth,
     Snapshot,
     Status,
@@ -28,7 +27,6 @@ from .model import (
     judge_failure,
     judge_standby,
 )
-from .probe import summary_of
 
 logger = getLogger(__name__)
 
@@ -39,51 +37,6 @@ PATIENCE = 5.0
 
 # Seconds of one wait for an answer: a longer one is this process's own doing.
 SLICE = 0.1
-
-
-class Probe(Protocol):
-    """Asks one server how it is; it has a connection of its own"""
-
-    def ask(self) -> Observation:
-        """Return its answer, however long it takes"""
-
-    def cut_off(self) -> None:
-        """End a question that takes too long; any thread may call it"""
-
-    def pool_use(self) -> PoolUse | None:
-        """Return the use of its engine's pool, without a question"""
-
-    def close(self) -> None:
-        """Close the connection"""
-
-
-class Asking(threading.Thread):
-    """One question to one server
-
-    :param probe: of the server
-    :param stopped: set when nobody asks it again
-    """
-
-    def __init__(self, probe: Probe, stopped: threading.Event) -> None:
-        super().__init__(name="anyblok-multi-engines-probe", daemon=True)
-        self._probe = probe
-        self._stopped = stopped
-        self.answer: Observation | None = None
-        self.failure: str | None = None
-
-    def run(self) -> None:
-        """Ask, and keep the answer"""
-        try:
-            self.answer = self._probe.ask()
-        except Exception as error:
-            # Also of an application's own listener of "connect": whatever it
-            # is, this server doesn't serve.
-            self.failure = summary_of(error)
-            self._probe.close()
-
-        if self._stopped.is_set():
-            # Who has stopped may not have seen the connection.
-            self._probe.close()
 
 
 class Monitor:
@@ -128,7 +81,8 @@ class Monitor:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        # Questions that have no answer yet, of servers that hang.
+        self._askers: dict[str, Asker] = {}
+        # The last questions; of servers that hang they have no answer yet.
         self._asking: dict[str, Asking] = {}
         # Those of them that nobody has waited for.
         self._begun: dict[str, Asking] = {}
@@ -159,6 +113,10 @@ class Monitor:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(PATIENCE)
+
+        with self._lock:
+            while self._askers:
+                self._askers.popitem()[1].end()
 
         for probe in self._probes.values():
             probe.close()
@@ -192,7 +150,7 @@ class Monitor:
             for name in self._probes if names is None else names:
                 before = self._asking.get(name)
                 begun = self._begun.pop(name, None)
-                if before is None or not before.is_alive():
+                if before is None or before.is_over.is_set():
                     # Not again while one hangs, or another thread asks.
                     asked[name] = self._ask(name)
                 elif before is begun:
@@ -214,17 +172,26 @@ class Monitor:
         :param waited: seconds that have been waited before, for all of them
         :return: the same, with this wait
         """
-        while asking.is_alive() and waited < self._timeout:
+        while not asking.is_over.is_set() and waited < self._timeout:
             begun = time.monotonic()
-            asking.join(SLICE)
+            asking.is_over.wait(SLICE)
             waited += min(time.monotonic() - begun, SLICE)
 
         return waited
 
     def _ask(self, name: str) -> Asking:
-        asking = Asking(self._probes[name], self._stopped)
-        self._asking[name] = asking
-        asking.start()
+        asker = self._askers.get(name)
+        if asker is None or not asker.is_alive():
+            asker = Asker(self._probes[name], self._stopped)
+            asker.start()
+
+        asking = self._asking[name] = asker.ask()
+        if self.is_running:
+            self._askers[name] = asker
+        else:
+            # Nobody would do it later.
+            asker.end()
+
         return asking
 
     def report_down(self, name: str, reason: str) -> None:

@@ -264,7 +264,7 @@ class TestBegin:
         """What was true before the load may not be true any more"""
         probed.monitor.begin()
         for asking in probed.monitor._asking.values():
-            asking.join()
+            asking.is_over.wait()
 
         probed.probes["replica1"].failure = OSError("connection refused")
         probed.monitor.step()
