@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -32,13 +33,22 @@ class Probe(Protocol):
 
 
 class Asking:
-    """One question to one server"""
+    """One question to one server
 
-    def __init__(self) -> None:
+    :param asker: the thread that asks it
+    """
+
+    def __init__(self, asker: Asker) -> None:
+        self._asker = asker
         self.answer: Observation | None = None
         self.failure: str | None = None
-        #: Set when either of them is known
+        #: Set when one of them is known
         self.is_over = threading.Event()
+
+    @property
+    def is_pending(self) -> bool:
+        """Return True while it may be answered"""
+        return not self.is_over.is_set() and self._asker.is_alive()
 
 
 class Asker(threading.Thread):
@@ -48,7 +58,7 @@ class Asker(threading.Thread):
     process alive.
 
     :param probe: of the server
-    :param stopped: set when nobody asks it again
+    :param stopped: set when the monitor has ended
     """
 
     def __init__(self, probe: Probe, stopped: threading.Event) -> None:
@@ -59,27 +69,33 @@ class Asker(threading.Thread):
 
     def ask(self) -> Asking:
         """Have the server asked, and wait for nothing"""
-        asking = Asking()
+        asking = Asking(self)
         self._wanted.put(asking)
         return asking
 
     def end(self) -> None:
-        """Have the thread end after its last question"""
+        """Have the thread end after its last question; it takes no more"""
         self._wanted.put(None)
 
     def run(self) -> None:
         """Ask, and keep the answers, until the end"""
         while (asking := self._wanted.get()) is not None:
-            try:
-                asking.answer = self._probe.ask()
-            except Exception as error:
-                # Also of an application's own listener of "connect": whatever
-                # it is, this server doesn't serve.
-                asking.failure = summary_of(error)
-                self._probe.close()
-            finally:
-                asking.is_over.set()
+            self._ask(asking)
 
-        if self._stopped.is_set():
-            # Who has stopped may not have seen the connection.
+    def _ask(self, asking: Asking) -> None:
+        try:
+            asking.answer = self._probe.ask()
+        except BaseException as error:
+            # Also of an application's own listener of "connect": whatever it
+            # is, this server doesn't serve, and is asked again.
+            asking.failure = type(error).__name__
+            with suppress(Exception):
+                asking.failure = summary_of(error)
+
             self._probe.close()
+        finally:
+            if self._stopped.is_set():
+                # Who has stopped may not have seen the connection.
+                self._probe.close()
+
+            asking.is_over.set()

@@ -77,8 +77,9 @@ class Monitor:
         self._clock = clock
         # Not the module's: tests and programs count on its state.
         self._random = Random().random
-        # Guards the change of the snapshot; readers take it as it is.
-        self._lock = threading.Lock()
+        # Guards what is below; readers take the snapshot as it is. A signal's
+        # handler may stop the monitor in the middle of a change.
+        self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._askers: dict[str, Asker] = {}
@@ -150,7 +151,7 @@ class Monitor:
             for name in self._probes if names is None else names:
                 before = self._asking.get(name)
                 begun = self._begun.pop(name, None)
-                if before is None or before.is_over.is_set():
+                if before is None or not before.is_pending:
                     # Not again while one hangs, or another thread asks.
                     asked[name] = self._ask(name)
                 elif before is begun:
@@ -172,10 +173,10 @@ class Monitor:
         :param waited: seconds that have been waited before, for all of them
         :return: the same, with this wait
         """
-        while not asking.is_over.is_set() and waited < self._timeout:
-            begun = time.monotonic()
-            asking.is_over.wait(SLICE)
-            waited += min(time.monotonic() - begun, SLICE)
+        while asking.is_pending and waited < self._timeout:
+            begun, left = time.monotonic(), min(SLICE, self._timeout - waited)
+            asking.is_over.wait(left)
+            waited += min(time.monotonic() - begun, left)
 
         return waited
 
@@ -190,6 +191,7 @@ class Monitor:
             self._askers[name] = asker
         else:
             # Nobody would do it later.
+            self._askers.pop(name, None)
             asker.end()
 
         return asking
@@ -229,7 +231,8 @@ class Monitor:
                 self._probes[name].close()
                 self._on_moved()
 
-            lag = self._positions.lag_of(answer.position, self._clock())
+            # As it was then: the answer may have waited for this process.
+            lag = self._positions.lag_of(answer.position, answer.asked_at)
             self._publish(
                 name,
                 lambda known: judge(

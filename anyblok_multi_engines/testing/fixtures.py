@@ -42,9 +42,8 @@ def anyblok_cluster_session(
     """The cluster of the session, started when it is first asked for.
 
     Ask for it where a fixture of a wider scope prepares databases; a test
-    asks for ``anyblok_cluster``. When a test fails that uses it, itself or
-    through a fixture, what the servers have logged since the test's start is
-    in the report.
+    asks for ``anyblok_cluster``. When a test fails, what the servers have
+    logged since its start is in the report.
 
     :rtype: :class:`~.cluster.Cluster`
     """
@@ -56,13 +55,17 @@ def anyblok_cluster_session(
 
 
 @pytest.fixture
-def anyblok_cluster(anyblok_cluster_session: Cluster) -> Iterator[Cluster]:
+def anyblok_cluster(
+    anyblok_cluster_session: Cluster, pytestconfig: pytest.Config
+) -> Iterator[Cluster]:
     """The cluster of the session, for one test that may break it.
 
     Afterwards its proxies are closed and every fault is undone.
 
     :rtype: :class:`~.cluster.Cluster`
     """
+    # An application may have overridden the session's.
+    pytestconfig.stash[started] = anyblok_cluster_session
     yield anyblok_cluster_session
     anyblok_cluster_session.close_proxies()
     anyblok_cluster_session.heal()
@@ -113,15 +116,14 @@ def anyblok_replicated_registry(
     registry.rollback()
 
 
-def servers_of(item: pytest.Item) -> Sequence[PostgresServer]:
-    """The servers that a test uses, itself or through a fixture.
+def servers_of(config: pytest.Config) -> Sequence[PostgresServer]:
+    """The servers of the session's cluster.
 
-    :param item: the test
-    :rtype: none where it uses none, and before their start and after their end
+    :param config: pytest's
+    :rtype: none before their start, and after their end
     """
-    cluster = item.config.stash.get(started, None)
-    uses = "anyblok_cluster_session" in getattr(item, "fixturenames", ())
-    return cluster.servers if uses and cluster and cluster.is_running else ()
+    cluster = config.stash.get(started, None)
+    return cluster.servers if cluster and cluster.is_running else ()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -131,7 +133,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     :param item: the test
     """
     item.stash[log_starts] = {
-        server.name: server.log_size for server in servers_of(item)
+        server.name: server.log_size for server in servers_of(item.config)
     }
 
 
@@ -147,7 +149,9 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed:
         starts = item.stash.get(log_starts, {})
-        for server in servers_of(item):
+        for server in servers_of(item.config):
             said = server.log(starts.get(server.name, 0))
-            report.sections.append((f"PostgreSQL log of {server.name}", said))
+            if said:
+                title = f"PostgreSQL log of {server.name}"
+                report.sections.append((title, said))
     return report

@@ -35,7 +35,7 @@ def test_is_healed(anyblok_cluster):
     (replica,) = anyblok_cluster.replicas
     assert replica.replay_state == "not paused"
     anyblok_cluster.primary.execute("do $$ begin raise log 'Haec'; end $$")
-    anyblok_cluster.primary.execute("do $$ begin raise log 'Hoc'; end $$")
+    replica.execute("do $$ begin raise log 'Hoc'; end $$")
     print(anyblok_cluster.primary.data)
     assert not "it fails"
 
@@ -72,7 +72,7 @@ def test_cluster_is_healed_and_a_failure_shows_its_logs(tmp_path: Path) -> None:
     assert "LOG:  Hoc" in run.stdout
     assert run.stdout.count("LOG:  Hoc") == 1
     assert "LOG:  Hic" not in run.stdout
-    # Of a test whose fixture asks for the cluster.
+    # Of a test whose fixture shares the cluster.
     assert "LOG:  Illic" in run.stdout
     (directory,) = (
         Path(line)

@@ -311,6 +311,69 @@ def test_thread_asks_and_a_server_comes_back(probed, caplog):
     assert caplog.text.count("replica1 (replica1) is ready again") == 1
 
 
+class Panic(BaseException):
+    """As extensions in Rust raise it"""
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+def test_server_is_asked_again_whatever_was_raised(probed):
+    probe = probed.probes["replica1"]
+    probe.failure = Panic()
+    probed.monitor.start()
+    # By the monitor's own thread, which asks no more by the test's clock.
+    wait_until(
+        "it was not asked", lambda: probed.status("replica1") is Status.DOWN
+    )
+    for _ in range(3):
+        asked = probe.asked
+        probed.monitor.step(["replica1"])
+        assert probe.asked == asked + 1
+
+    assert probed.monitor.snapshot.of("replica1").reason == "Panic"
+    probe.failure = None
+    probed.monitor.step(["replica1"])
+    assert probed.status("replica1") is Status.READY
+    assert not probed.hung
+    assert not probe.was_cut_off
+
+
+def test_a_thread_for_each_server_stays_until_the_stop(probed):
+    def threads():
+        return {x for x in threading.enumerate() if x.name.endswith("-probe")}
+
+    before = threads()
+    probed.monitor.start()
+    probed.monitor.step()
+    mine = threads() - before
+    assert len(mine) == 3
+    for _ in range(20):
+        probed.monitor.step()
+
+    assert threads() - before == mine
+    probed.monitor.stop()
+    wait_until("they did not end", lambda: not threads() & mine)
+
+
+def test_step_asks_after_the_stop(probed):
+    probed.monitor.start()
+    probed.monitor.step()
+    probed.monitor.stop()
+    for probe in probed.probes.values():
+        probe.is_closed = False
+
+    for _ in range(3):
+        asked = [x.asked for x in probed.probes.values()]
+        probed.monitor.step()
+        assert [x.asked for x in probed.probes.values()] == [
+            number + 1 for number in asked
+        ]
+        assert all(x.is_closed for x in probed.probes.values())
+
+    assert not probed.hung
+
+
 def test_stop_ends_the_thread_and_closes_the_connections(probed):
     probed.monitor.start()
     thread = probed.monitor._thread
