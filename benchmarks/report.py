@@ -144,8 +144,9 @@ take instead: AnyBlok without it on the primary alone ("stock"), and others
 where they can do the same. ``make bench`` measures it on a primary and its
 replicas with durable settings and their data on a disk; the contenders work in
 turns, in one run, each in a process of its own. A ratio is the median of the
-ratios of several rounds, with the lowest and the highest behind it. How it is
-measured, and what it can't say: ``benchmarks/README.rst``.
+ratios of several rounds, with the lowest and the highest behind it. A subject
+may have been measured again by itself: two rows needn't be of the same run. How
+it is measured, and what it can't say: ``benchmarks/README.rst``.
 """
 
 
