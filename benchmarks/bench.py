@@ -207,6 +207,18 @@ class Bench:
             **{"db_ro_urls": self.replica_urls(replicas), **options},
         )
 
+    def least(self, **options: Any) -> Worker:
+        """Return AnyBlok with the usual ``get_bind``, and nothing more
+
+        :param options: more of AnyBlok's
+        """
+        return self.worker(
+            "least",
+            db_url=self.url(),
+            db_ro_urls=self.replica_urls(),
+            **options,
+        )
+
     def plain(self, name: str, **options: Any) -> Worker | None:
         """Return a contender without AnyBlok; None: it isn't installed
 

@@ -441,6 +441,38 @@ class Ours(Stock):
         self._on_replica += self.is_on_replica()
 
 
+class Least(Stock):
+    """AnyBlok with the usual ``get_bind``, and the replicas in AUTOCOMMIT
+
+    The least that it takes to read from replicas, whoever routes. It keeps no
+    promise, but for the one unit of work that does it by hand.
+    """
+
+    def start(self, options: dict[str, Any]) -> None:
+        """Hide the plugin's entry points, and build a registry"""
+        hide_plugin()
+        split(options.pop("db_ro_urls"), options.get("pool_size"))
+        self.build(options)
+
+    def read_modify_write(self) -> Iterator[None]:
+        """The same, compared and locked first, and the position asked after"""
+        key = next(self._changed)
+        book, session = self.Book.__table__, self.orm_session
+        yield
+        found = self.read(key)
+        found.copies += 1
+        primary = session.connection(bind_arguments={"bind": session.bind})
+        row = self._select(book.c.copies).where(book.c.id == key)
+        before = primary.execute(row.with_for_update(key_share=True))
+        if before.scalar_one() != found.copies - 1:
+            raise RuntimeError("somebody else has changed it")
+
+        driver = primary.connection.dbapi_connection
+        self.session.commit()
+        position_of(driver)
+        yield
+
+
 class Plain(Contender):
     """A session of SQLAlchemy, without AnyBlok"""
 
@@ -513,6 +545,7 @@ class AdvancedAlchemy(Plain):
 CONTENDERS: dict[str, type[Contender]] = {
     "stock": Stock,
     "ours": Ours,
+    "least": Least,
     "recipe": Recipe,
     "advanced-alchemy": AdvancedAlchemy,
 }
@@ -550,6 +583,65 @@ def limit_pool(size: int) -> None:
             return {**options, "pool_size": size, "max_overflow": 0}
 
     RegistryManager.register_mixin("benchmarks", Pool)
+
+
+def split(urls: list[str], size: int | None) -> None:
+    """Have AnyBlok's sessions read from replicas
+
+    :param urls: of the replicas
+    :param size: connections of a pool; None: SQLAlchemy's default
+    """
+    from anyblok.registry import RegistryManager
+    from sqlalchemy import UpdateBase, create_engine
+
+    pool = {"pool_size": size, "max_overflow": 0} if size else {}
+    engines = [
+        create_engine(url, isolation_level="AUTOCOMMIT", **pool) for url in urls
+    ]
+
+    class Recipe:
+        bind: Any
+        _flushing: bool
+
+        def get_bind(
+            self, mapper: Any = None, clause: Any = None, **kwargs: Any
+        ) -> Any:
+            if (
+                self._flushing
+                or clause is None
+                or isinstance(clause, UpdateBase)
+            ):
+                return kwargs.get("bind") or self.bind
+
+            return choice(engines)
+
+    class Split:
+        loaded_cores: dict[str, list[type]]
+
+        def create_session_factory(self) -> None:
+            cores = self.loaded_cores["Session"]
+            if Recipe not in cores:
+                cores.insert(0, Recipe)
+
+            super().create_session_factory()  # type: ignore[misc]
+
+    RegistryManager.register_mixin("benchmarks.split", Split)
+
+
+def position_of(driver: Any) -> str:
+    """Return how far the primary is, as it takes least
+
+    :param driver: psycopg2's connection, without a transaction
+    """
+    level, driver.isolation_level = driver.isolation_level, None
+    driver.autocommit = True
+    with driver.cursor() as cursor:
+        cursor.execute("SELECT pg_current_wal_insert_lsn()")
+        ((position,),) = cursor.fetchall()
+
+    driver.autocommit = False
+    driver.isolation_level = level
+    return str(position)
 
 
 def load_anyblok(options: dict[str, Any]) -> None:

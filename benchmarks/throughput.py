@@ -16,6 +16,7 @@ from .bench import DRIVER, Bench, Worker
 from .contenders import DATABASE
 from .method import Curve, Result, Row, Sample
 from .mix import OWN_ROWS, Seen
+from .units_of_work import LEAST
 
 THREADS = 16
 
@@ -126,6 +127,7 @@ def crowd(bench: Bench, stack: ExitStack) -> dict[str, Worker]:
 
     found["stock"] = bench.stock(pool_size=THREADS)
     if not bench.quick:
+        found[LEAST] = bench.least(pool_size=THREADS)
         for name in ("advanced-alchemy", "recipe"):
             found[name] = bench.plain(name, pool_size=THREADS)
 
@@ -165,7 +167,7 @@ def rows(found: Mapping[str, list[Seen]]) -> Iterator[Row]:
     yield Row(
         "mix-throughput",
         f"{what}throughput, against {rival}",
-        **ratio(found, rival, lambda x: x.rate),
+        **ratio(found, "ours", rival, rate_of),
         bar=1.5 if has_bar else None,
         better="higher",
         samples=[
@@ -176,13 +178,25 @@ def rows(found: Mapping[str, list[Seen]]) -> Iterator[Row]:
     yield Row(
         "mix-p99",
         f"{what}p99, against {rival}",
-        **ratio(found, rival, lambda x: p99(x.seconds)),
+        **ratio(found, "ours", rival, p99_of),
         bar=0.7 if has_bar else None,
         samples=[
             Sample(name, median(x.seconds), p99(x.seconds))
             for name, x in total.items()
         ],
     )
+    if LEAST in found:
+        for key, name, of in (
+            ("mix-throughput-least", "throughput", rate_of),
+            ("mix-p99-least", "p99", p99_of),
+        ):
+            yield Row(
+                key,
+                f"The {name} of the usual get_bind, without the plugin",
+                **ratio(found, LEAST, rival, of),
+                note="what is left for whoever routes, and keeps no promise",
+            )
+
     yield Row(
         "mix-stale",
         f"{what}stale reads",
@@ -201,19 +215,33 @@ def rows(found: Mapping[str, list[Seen]]) -> Iterator[Row]:
 
 
 def ratio(
-    found: Mapping[str, list[Seen]], rival: str, of: Callable[[Seen], float]
+    found: Mapping[str, list[Seen]],
+    name: str,
+    rival: str,
+    of: Callable[[Seen], float],
 ) -> dict[str, float]:
     """Return the median of the turns' ratios, the lowest and the highest
 
     :param found: of each contender's turns
+    :param name: of a contender
     :param rival: the other contender
     :param of: gives what is compared
     """
     ratios = [
         of(mine) / of(theirs)
-        for mine, theirs in zip(found["ours"], found[rival], strict=True)
+        for mine, theirs in zip(found[name], found[rival], strict=True)
     ]
     return {"value": median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def rate_of(seen: Seen) -> float:
+    """Return the units of work per second"""
+    return seen.rate
+
+
+def p99_of(seen: Seen) -> float:
+    """Return the p99 of the units of work, in seconds"""
+    return p99(seen.seconds)
 
 
 def p99(seconds: list[float]) -> float:

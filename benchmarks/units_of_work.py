@@ -14,8 +14,10 @@ from .method import Measured, Row, in_turns
 
 PAIR = ("ours", "stock")
 
-#: AnyBlok without BEGIN and ROLLBACK, which keeps no promise.
-AUTOCOMMIT = "stock, AUTOCOMMIT"
+#: AnyBlok with the usual ``get_bind``: what it takes, whoever routes.
+LEAST = "least"
+
+THE_LEAST = "The same with the usual get_bind, without the plugin"
 
 #: Seconds of the network, where it is slow.
 DELAY = 0.001
@@ -23,26 +25,24 @@ DELAY = 0.001
 
 def select_open(bench: Bench) -> Iterator[Row]:
     """One SELECT in an open unit of work"""
-    measured = taken(bench, "select_open", 50, bench.ours(), bench.stock())
+    measured = taken(
+        bench, "select_open", 50, bench.ours(), bench.stock(), least(bench)
+    )
     yield measured.row(
         "select-open",
         "One SELECT in an open unit of work, on a replica",
         PAIR,
         bar=1.05,
     )
+    yield from least_row(
+        measured, "select-open-least", "in AUTOCOMMIT, as on a replica"
+    )
 
 
 def select_unit(bench: Bench) -> Iterator[Row]:
-    """A unit of work of one SELECT
-
-    And the least that AnyBlok and SQLAlchemy leave of it, whoever routes.
-    """
-    more = {}
-    if not bench.quick:
-        more[AUTOCOMMIT] = bench.stock(isolation_level="AUTOCOMMIT")
-
+    """A unit of work of one SELECT"""
     measured = taken(
-        bench, "select_unit", 50, bench.ours(), bench.stock(), more
+        bench, "select_unit", 50, bench.ours(), bench.stock(), least(bench)
     )
     yield measured.row(
         "select-unit",
@@ -50,12 +50,25 @@ def select_unit(bench: Bench) -> Iterator[Row]:
         PAIR,
         bar=0.7,
     )
-    if more:
+    yield from least_row(
+        measured, "select-unit-least", "what is left without BEGIN and ROLLBACK"
+    )
+
+
+def least(bench: Bench) -> dict[str, Worker]:
+    """Return the contender that only routes; none in a quick run"""
+    return {} if bench.quick else {LEAST: bench.least()}
+
+
+def least_row(measured: Measured, key: str, note: str) -> Iterator[Row]:
+    """Give the row of the contender that only routes, if it was there
+
+    :param key: of the row
+    :param note: what it does
+    """
+    if LEAST in measured.rounds[0]:
         yield measured.row(
-            "select-unit-least",
-            "The same on one server in AUTOCOMMIT, without the plugin",
-            (AUTOCOMMIT, "stock"),
-            note="what is left without BEGIN and ROLLBACK, whoever routes",
+            key, THE_LEAST, (LEAST, "stock"), note=f"{note}; whoever routes"
         )
 
 
@@ -103,21 +116,27 @@ def insert_unit(bench: Bench) -> Iterator[Row]:
 
 def read_modify_write(bench: Bench) -> Iterator[Row]:
     """An object that a replica has loaded is changed and committed"""
-    pair = {"ours": bench.ours(), "stock": bench.stock()}
+    found = {"ours": bench.ours(), "stock": bench.stock(), **least(bench)}
     plan = bench.plan(10, 10)
-    for worker in pair.values():
+    for worker in found.values():
         bench.give_rows(worker, plan.size * (plan.turns * plan.rounds + 1))
 
-    pair["ours"].ask("share")
+    found["ours"].ask("share")
     unit = "read_modify_write"
-    measured = in_turns({x: pair[x].does(unit) for x in pair}, plan)
-    share = pair["ours"].ask("share")
+    measured = in_turns({x: found[x].does(unit) for x in found}, plan)
+    share = found["ours"].ask("share")
     yield measured.row(
         "read-modify-write",
         "An object is read, changed and committed, with the write guard",
         PAIR,
         bar=1.6,
         note=f"a replica has loaded it in {share:.0%}",
+    )
+    yield from least_row(
+        measured,
+        "read-modify-write-least",
+        "read from a replica, locked and compared on the primary, and its "
+        "position asked, all by hand",
     )
 
 

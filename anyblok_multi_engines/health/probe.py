@@ -48,18 +48,27 @@ NO_POSITIONS = frozenset(["42883", "42501", "0A000", "42601", "42704", "42703"])
 # flushed, which is less under synchronous_commit = off. Where commits wait for
 # the flush, what isn't flushed can't have been seen: a transaction that goes
 # on, or has been rolled back, may leave much more, and nobody hurries to flush
-# it. pg_walfile_name() knows the timeline of the insertion;
-# pg_control_checkpoint() lags. The control file is read from the disk, which
-# takes longer than all the rest: not for a backend whose cluster is known.
+# it.
 PRIMARY_POSITION = """
-SELECT at.lsn, (pg_catalog.pg_walfile_name_offset(at.lsn)).*,
-       pg_catalog.current_setting('wal_block_size'),
-       CASE pg_catalog.pg_backend_pid() WHEN {known_pid} THEN NULL
-           ELSE (pg_catalog.pg_control_system()).system_identifier END,
+SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_current_wal_insert_lsn(),
        CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off'
            THEN NULL ELSE pg_catalog.pg_current_wal_flush_lsn() END
-FROM (SELECT pg_catalog.pg_current_wal_insert_lsn() AS lsn) AS at
 """
+
+# And whose position it is, which stays the same for a backend. pg_walfile_name()
+# knows the timeline of the insertion, whatever the position;
+# pg_control_checkpoint() lags. The control file is read from the disk, which
+# takes longer than all the rest.
+PRIMARY_IDENTITY = (
+    PRIMARY_POSITION
+    + """,
+       pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_flush_lsn()),
+       pg_catalog.current_setting('wal_block_size')::bigint,
+       pg_catalog.pg_size_bytes(
+           pg_catalog.current_setting('wal_segment_size')),
+       (pg_catalog.pg_control_system()).system_identifier
+"""
+)
 
 # Of a replica. pg_last_wal_replay_lsn() stays what it was on one that has been
 # promoted. The timeline is no more than the one of the replay: that of the
@@ -105,15 +114,31 @@ SELECT pg_catalog.pg_backend_pid(),
        pg_catalog.inet_server_port(), {_REPLAYED}
 """
 
-# By the driver's connection: the cluster that it leads to, or led to.
-_system_ids: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-
 # A number that is negative as PostgreSQL's bigint.
 UNSIGNED = 0xFFFFFFFFFFFFFFFF
 
 # The first that waits for a position by itself: it is known in the format of
 # libpq's server version.
 WAIT_FOR_LSN_SINCE = 190000
+
+
+class Log(NamedTuple):
+    """The write-ahead log of a primary
+
+    :param system_id: PostgreSQL's system identifier of the cluster
+    :param timeline: that it writes
+    :param page_size: bytes
+    :param segment_size: bytes
+    """
+
+    system_id: int
+    timeline: int
+    page_size: int
+    segment_size: int
+
+
+# By the driver's connection: the log of the backend that it leads to.
+_logs: WeakKeyDictionary[Any, Log] = WeakKeyDictionary()
 
 
 class Identity(NamedTuple):
@@ -136,26 +161,43 @@ def primary_position(driver: Any) -> Known:
     :exception: the driver's; 55000 on a server in recovery
     """
     asked_at = time.monotonic()
-    # Behind a pooler, the backend isn't the connection's.
-    pid = driver.info.backend_pid if driver in _system_ids else 0
-    row = _row(driver, PRIMARY_POSITION.format(known_pid=pid))
-    lsn, name, offset, page_size, system_id, flushed = row
-    if system_id is not None:
-        _system_ids[driver] = system_id & UNSIGNED
+    log, own_pid = _logs.get(driver), driver.info.backend_pid
+    if log is not None:
+        pid, lsn, flushed = _row(driver, PRIMARY_POSITION)
 
-    position = ConsistencyToken(
-        system_id=_system_ids[driver],
-        timeline=int(name[:8], 16),
-        lsn=end_of_record(parse_lsn(lsn), offset, int(page_size)),
+    if log is None or pid != own_pid:
+        # The first time, and behind a pooler: its backends change.
+        pid, lsn, flushed, *found = _row(driver, PRIMARY_IDENTITY)
+        log = _log_of(*found)
+        if pid == own_pid:
+            _logs[driver] = log
+
+    return _known_of(asked_at, log, parse_lsn(lsn), flushed)
+
+
+def _log_of(
+    file_name: str, page_size: int, segment_size: int, system_id: int
+) -> Log:
+    timeline = int(file_name[:8], 16)
+    return Log(system_id & UNSIGNED, timeline, page_size, segment_size)
+
+
+def _known_of(
+    asked_at: float, log: Log, insert_lsn: int, flushed: str | None
+) -> Known:
+    """Return how far a primary is, from what it said"""
+    end = end_of_record(
+        insert_lsn, insert_lsn % log.segment_size, log.page_size
     )
+    position = ConsistencyToken(log.system_id, log.timeline, end)
     known = Known(asked_at, position, visible=position)
-    least = position.lsn if flushed is None else parse_lsn(flushed)
-    if least >= position.lsn:
+    least = end if flushed is None else parse_lsn(flushed)
+    if least >= end:
         return known
 
     # A commit is flushed as far as there are records then. What nobody waits
     # for is flushed later, page by page.
-    is_whole = least % int(page_size) != 0
+    is_whole = least % log.page_size != 0
     return known._replace(
         visible=replace(position, lsn=least), is_whole=is_whole
     )

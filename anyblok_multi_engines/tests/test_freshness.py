@@ -10,6 +10,7 @@ import threading
 import time
 from io import StringIO
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import event, func, select, text
@@ -28,7 +29,6 @@ from anyblok_multi_engines.errors import (
 )
 from anyblok_multi_engines.freshness import UNITS_ON_ONE
 from anyblok_multi_engines.health.probe import (
-    PRIMARY_POSITION,
     primary_position,
 )
 from anyblok_multi_engines.reader import Reader, Seen, serving
@@ -203,7 +203,7 @@ class TestToken:
         size = servers.cluster.primary.log_size
         write(registry)
         log = asked_of_primary(servers, size)
-        asked = log.count("pg_current_wal_insert_lsn() AS lsn")
+        asked = log.count("pg_current_wal_insert_lsn()")
         begun = log.count("statement: BEGIN")
         assert (asked, begun) == (1, 1)
         assert "SET " not in log
@@ -1159,23 +1159,42 @@ class TestReadOnlyMode:
             titles(reading)
 
 
-def test_backend_is_asked_for_its_cluster_once(servers, make):
+def test_backend_is_asked_for_its_log_once(servers, make):
     primary = servers.cluster.primary
     with make().engine_of("primary").connect() as connection:
         driver = connection.connection.dbapi_connection
-        pid = driver.info.backend_pid
         first = primary_position(driver)
         start = primary.log_size
         second = primary_position(driver)
-        assert f"WHEN {pid} THEN NULL" in primary.log(start)
-        found = {
-            known: connection.exec_driver_sql(
-                PRIMARY_POSITION.format(known_pid=known)
-            ).one()[4]
-            for known in (pid, pid + 1)
-        }
+        asked = primary.log(start)
 
+    assert "pg_current_wal_insert_lsn" in asked
+    assert "pg_control_system" not in asked
     assert first.position.system_id == second.position.system_id
-    # Behind a pooler, another backend may answer.
-    assert found[pid] is None
-    assert found[pid + 1] is not None
+    assert first.position.timeline == second.position.timeline
+
+
+class BehindPooler:
+    """A connection whose number isn't its backend's"""
+
+    def __init__(self, driver):
+        self._driver = driver
+        self.info = SimpleNamespace(backend_pid=0)
+
+    def __getattr__(self, name):
+        return getattr(self._driver, name)
+
+
+def test_backend_behind_a_pooler_is_asked_for_its_log_each_time(servers, make):
+    primary = servers.cluster.primary
+    with make().engine_of("primary").connect() as connection:
+        driver = connection.connection.dbapi_connection
+        driver.autocommit = True
+        pooled = BehindPooler(driver)
+        start = primary.log_size
+        first, second = (primary_position(pooled) for _ in range(2))
+        asked = primary.log(start)
+
+    assert asked.count("pg_control_system") == 2
+    assert first.position.system_id == second.position.system_id
+    assert first.position.lsn <= second.position.lsn
