@@ -147,6 +147,11 @@ turns, in one run, each in a process of its own. A ratio is the median of the
 ratios of several rounds, with the lowest and the highest behind it. A subject
 may have been measured again by itself: two rows needn't be of the same run. How
 it is measured, and what it can't say: ``benchmarks/README.rst``.
+
+What is in bold misses its bar. "Least" is AnyBlok without the package, with the
+usual ``get_bind`` and the replicas in AUTOCOMMIT: what it takes to read from
+them at all, without a promise. Between it and "ours" is what the promises cost;
+a bar that it misses, too, can't be had on this machine.
 """
 
 
