@@ -208,7 +208,7 @@ class Bench:
         )
 
     def least(self, **options: Any) -> Worker:
-        """Return AnyBlok with the usual ``get_bind``, and nothing more
+        """Return AnyBlok with a bare ``get_bind``, and nothing more
 
         :param options: more of AnyBlok's
         """

@@ -442,34 +442,53 @@ class Ours(Stock):
 
 
 class Least(Stock):
-    """AnyBlok with the usual ``get_bind``, and the replicas in AUTOCOMMIT
+    """AnyBlok with a bare ``get_bind``, and the replicas in AUTOCOMMIT
 
-    The least that it takes to read from replicas, whoever routes. It keeps no
-    promise, but for the one unit of work that does it by hand.
+    Reads from replicas, and keeps no promise, but for the one unit of work that
+    does it by hand.
     """
 
     def start(self, options: dict[str, Any]) -> None:
         """Hide the plugin's entry points, and build a registry"""
+        from sqlalchemy import bindparam
+
         hide_plugin()
         split(options.pop("db_ro_urls"), options.get("pool_size"))
         self.build(options)
+        book = self.Book.__table__
+        found = self._select(book.c.copies).where(book.c.id == bindparam("key"))
+        self._lock = found.with_for_update(key_share=True)
+        self._replayed = self._text(
+            "SELECT pg_last_wal_replay_lsn() >= CAST(:position AS pg_lsn)"
+        )
+        self._position = "0/0"
+
+    def wait(self) -> None:
+        """Wait until the session's replica has what was written last"""
+        has_it = False
+        while not has_it:
+            found = self.session.execute(
+                self._replayed, {"position": self._position}
+            )
+            has_it = found.scalar_one()
+            self.session.rollback()
 
     def read_modify_write(self) -> Iterator[None]:
         """The same, compared and locked first, and the position asked after"""
         key = next(self._changed)
-        book, session = self.Book.__table__, self.orm_session
+        self.wait()
+        session = self.orm_session
         yield
-        found = self.read(key)
-        found.copies += 1
+        book = self.read(key)
+        book.copies += 1
         primary = session.connection(bind_arguments={"bind": session.bind})
-        row = self._select(book.c.copies).where(book.c.id == key)
-        before = primary.execute(row.with_for_update(key_share=True))
-        if before.scalar_one() != found.copies - 1:
+        before = primary.execute(self._lock, {"key": key}).scalar_one()
+        if before != book.copies - 1:
             raise RuntimeError("somebody else has changed it")
 
         driver = primary.connection.dbapi_connection
         self.session.commit()
-        position_of(driver)
+        self._position = position_of(driver)
         yield
 
 
@@ -586,22 +605,23 @@ def limit_pool(size: int) -> None:
 
 
 def split(urls: list[str], size: int | None) -> None:
-    """Have AnyBlok's sessions read from replicas
+    """Have each of AnyBlok's sessions read from a replica
 
     :param urls: of the replicas
     :param size: connections of a pool; None: SQLAlchemy's default
     """
     from anyblok.registry import RegistryManager
-    from sqlalchemy import UpdateBase, create_engine
+    from sqlalchemy import Engine, UpdateBase, create_engine
 
     pool = {"pool_size": size, "max_overflow": 0} if size else {}
-    engines = [
+    engines = cycle(
         create_engine(url, isolation_level="AUTOCOMMIT", **pool) for url in urls
-    ]
+    )
 
-    class Recipe:
+    class Bare:
         bind: Any
         _flushing: bool
+        _reads_from: Engine | None = None
 
         def get_bind(
             self, mapper: Any = None, clause: Any = None, **kwargs: Any
@@ -613,15 +633,18 @@ def split(urls: list[str], size: int | None) -> None:
             ):
                 return kwargs.get("bind") or self.bind
 
-            return choice(engines)
+            if self._reads_from is None:
+                self._reads_from = next(engines)
+
+            return self._reads_from
 
     class Split:
         loaded_cores: dict[str, list[type]]
 
         def create_session_factory(self) -> None:
             cores = self.loaded_cores["Session"]
-            if Recipe not in cores:
-                cores.insert(0, Recipe)
+            if Bare not in cores:
+                cores.insert(0, Bare)
 
             super().create_session_factory()  # type: ignore[misc]
 

@@ -148,10 +148,11 @@ ratios of several rounds, with the lowest and the highest behind it. A subject
 may have been measured again by itself: two rows needn't be of the same run. How
 it is measured, and what it can't say: ``benchmarks/README.rst``.
 
-What is in bold misses its bar. "Least" is AnyBlok without the package, with the
-usual ``get_bind`` and the replicas in AUTOCOMMIT: what it takes to read from
-them at all, without a promise. Between it and "ours" is what the promises cost;
-a bar that it misses, too, can't be had on this machine.
+What is in bold misses its bar. A "bare get_bind" is AnyBlok without the
+package, its reads on a replica in AUTOCOMMIT, and no promise kept: so much is
+left of a bar where nobody looks at a statement, at the servers or at what the
+session has seen. The object that is read, changed and committed is compared and
+locked on the primary there, too, and the position asked, by hand.
 """
 
 

@@ -186,16 +186,17 @@ def rows(found: Mapping[str, list[Seen]]) -> Iterator[Row]:
         ],
     )
     if LEAST in found:
-        for key, name, of in (
-            ("mix-throughput-least", "throughput", rate_of),
-            ("mix-p99-least", "p99", p99_of),
-        ):
-            yield Row(
-                key,
-                f"The {name} of the usual get_bind, without the plugin",
-                **ratio(found, LEAST, rival, of),
-                note="what is left for whoever routes, and keeps no promise",
-            )
+        yield Row(
+            "mix-throughput-least",
+            f"{what}throughput of a {LEAST}, against {rival}",
+            **ratio(found, LEAST, rival, rate_of),
+            better="higher",
+        )
+        yield Row(
+            "mix-p99-least",
+            f"{what}p99 of a {LEAST}, against {rival}",
+            **ratio(found, LEAST, rival, p99_of),
+        )
 
     yield Row(
         "mix-stale",

@@ -55,8 +55,8 @@ SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_current_wal_insert_lsn(),
            THEN NULL ELSE pg_catalog.pg_current_wal_flush_lsn() END
 """
 
-# And whose position it is, which stays the same for a backend. pg_walfile_name()
-# knows the timeline of the insertion, whatever the position;
+# And whose position it is, which stays the same for a backend.
+# pg_walfile_name() knows the timeline of the insertion, whatever the position;
 # pg_control_checkpoint() lags. The control file is read from the disk, which
 # takes longer than all the rest.
 PRIMARY_IDENTITY = (
@@ -136,6 +136,14 @@ class Log(NamedTuple):
     page_size: int
     segment_size: int
 
+    def end_of(self, insert_lsn: int) -> int:
+        """Return where the last record ends
+
+        :param insert_lsn: bytes
+        """
+        offset = insert_lsn % self.segment_size
+        return end_of_record(insert_lsn, offset, self.page_size)
+
 
 # By the driver's connection: the log of the backend that it leads to.
 _logs: WeakKeyDictionary[Any, Log] = WeakKeyDictionary()
@@ -186,9 +194,7 @@ def _known_of(
     asked_at: float, log: Log, insert_lsn: int, flushed: str | None
 ) -> Known:
     """Return how far a primary is, from what it said"""
-    end = end_of_record(
-        insert_lsn, insert_lsn % log.segment_size, log.page_size
-    )
+    end = log.end_of(insert_lsn)
     position = ConsistencyToken(log.system_id, log.timeline, end)
     known = Known(asked_at, position, visible=position)
     least = end if flushed is None else parse_lsn(flushed)

@@ -300,6 +300,18 @@ def make_registry(options: Options) -> Iterator[Registries]:
     registries.close()
 
 
+def take_for_down(registry: Any, *names: str) -> None:
+    """Report servers that aren't down, and have nobody find it out
+
+    Until :func:`make_ready`. The monitor would ask them in the next second.
+
+    :param names: of the servers
+    """
+    registry.monitor.stop()
+    for name in names:
+        registry.monitor.report_down(name, "the test says so")
+
+
 def make_ready(registry: Any, *names: str) -> None:
     """Have the monitor ask servers that were reported to be down, and are not
 

@@ -20,7 +20,7 @@ from anyblok_multi_engines.errors import SnapshotLostError
 from anyblok_multi_engines.health.model import Status
 from anyblok_multi_engines.testing import wait_until
 
-from .conftest import DRIVER, make_ready
+from .conftest import DRIVER, make_ready, take_for_down
 
 REPLICAS = ("replica1", "replica2")
 
@@ -79,7 +79,7 @@ def test_another_replica_takes_over_a_unit_of_work(servers, registry):
     for _ in range(5):
         make_ready(registry, *REPLICAS)
         lost = servers.served_by(registry)
-        registry.monitor.report_down(lost, "the test says so")
+        take_for_down(registry, lost)
         for _ in range(3):
             assert {servers.served_by(registry), lost} == {
                 "replica1",
@@ -104,7 +104,7 @@ def test_primary_takes_over_where_the_other_replica_is_behind(
         anyblok_server="replica1"
     )
     assert registry.execute(count).scalar() == 1
-    registry.monitor.report_down("replica1", "the test says so")
+    take_for_down(registry, "replica1")
     assert registry.Book.query().count() == 1
     assert servers.served_by(registry) == "primary"
 
@@ -115,7 +115,7 @@ def test_primary_takes_over_where_nobody_compares(servers, make_registry):
     for _ in range(5):
         make_ready(registry, *REPLICAS)
         lost = servers.served_by(registry)
-        registry.monitor.report_down(lost, "the test says so")
+        take_for_down(registry, lost)
         for _ in range(3):
             assert servers.served_by(registry) == "primary"
 
@@ -360,9 +360,7 @@ def test_read_on_a_primary_that_dies_is_run_on_a_replica(
     servers, registry, fault
 ):
     """Units of work that only read there, and in the middle of a statement"""
-    for replica in servers.cluster.replicas:
-        registry.monitor.report_down(replica.name, "the test says so")
-
+    take_for_down(registry, *REPLICAS)
     assert servers.served_by(registry) == "primary"
     timer = threading.Timer(0.5, getattr(servers.cluster.primary, fault))
     make_ready(registry, *REPLICAS)

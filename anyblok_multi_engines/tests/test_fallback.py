@@ -16,6 +16,8 @@ from sqlalchemy import text
 from anyblok_multi_engines import fallback
 from anyblok_multi_engines.errors import NoReplicaError, OptionError
 
+from .conftest import take_for_down
+
 SLOW = text("SELECT current_setting('port'), pg_sleep(0.02)")
 
 
@@ -112,7 +114,7 @@ class TestError:
             stop=False, db_ro_fallback="error", db_ro_consistency="eventual"
         )
         name = servers.names[registry.execute(SLOW).first()[0]]
-        registry.monitor.report_down(name, "the test says so")
+        take_for_down(registry, name)
         with pytest.raises(NoReplicaError, match="has read from is lost"):
             registry.execute(SLOW)
 

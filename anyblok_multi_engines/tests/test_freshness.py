@@ -28,9 +28,8 @@ from anyblok_multi_engines.errors import (
     OptionError,
 )
 from anyblok_multi_engines.freshness import UNITS_ON_ONE
-from anyblok_multi_engines.health.probe import (
-    primary_position,
-)
+from anyblok_multi_engines.health import probe
+from anyblok_multi_engines.health.probe import primary_position
 from anyblok_multi_engines.reader import Reader, Seen, serving
 from anyblok_multi_engines.routing.decision import Decision, Reason
 from anyblok_multi_engines.testing import wait_until
@@ -1159,6 +1158,17 @@ class TestReadOnlyMode:
             titles(reading)
 
 
+def asked_of_backend(server, start, driver):
+    """Return what one backend of a server was asked, from its log
+
+    :param start: the size of the log when it began
+    :param driver: the connection to the backend
+    """
+    pid = f"[{driver.info.backend_pid}]"
+    lines = server.log(start).replace("\n\t", " ").splitlines()
+    return "\n".join(line for line in lines if pid in line)
+
+
 def test_backend_is_asked_for_its_log_once(servers, make):
     primary = servers.cluster.primary
     with make().engine_of("primary").connect() as connection:
@@ -1166,7 +1176,7 @@ def test_backend_is_asked_for_its_log_once(servers, make):
         first = primary_position(driver)
         start = primary.log_size
         second = primary_position(driver)
-        asked = primary.log(start)
+        asked = asked_of_backend(primary, start, driver)
 
     assert "pg_current_wal_insert_lsn" in asked
     assert "pg_control_system" not in asked
@@ -1174,12 +1184,12 @@ def test_backend_is_asked_for_its_log_once(servers, make):
     assert first.position.timeline == second.position.timeline
 
 
-class BehindPooler:
-    """A connection whose number isn't its backend's"""
+class Pooled:
+    """A connection to a pooler, which may change its backend"""
 
-    def __init__(self, driver):
+    def __init__(self, driver, backend_pid):
         self._driver = driver
-        self.info = SimpleNamespace(backend_pid=0)
+        self.info = SimpleNamespace(backend_pid=backend_pid)
 
     def __getattr__(self, name):
         return getattr(self._driver, name)
@@ -1190,11 +1200,32 @@ def test_backend_behind_a_pooler_is_asked_for_its_log_each_time(servers, make):
     with make().engine_of("primary").connect() as connection:
         driver = connection.connection.dbapi_connection
         driver.autocommit = True
-        pooled = BehindPooler(driver)
+        pooled = Pooled(driver, backend_pid=0)
         start = primary.log_size
         first, second = (primary_position(pooled) for _ in range(2))
-        asked = primary.log(start)
+        asked = asked_of_backend(primary, start, driver)
 
     assert asked.count("pg_control_system") == 2
+    # It is known that the short question says too little.
+    assert asked.count("pg_current_wal_insert_lsn") == 2
     assert first.position.system_id == second.position.system_id
     assert first.position.lsn <= second.position.lsn
+
+
+def test_log_of_another_backend_says_nothing(servers, make):
+    with make().engine_of("primary").connect() as connection:
+        driver = connection.connection.dbapi_connection
+        driver.autocommit = True
+        pooled = Pooled(driver, driver.info.backend_pid)
+        before = primary_position(pooled)
+        probe._logs[pooled] = probe._logs[pooled]._replace(
+            system_id=1, timeline=7
+        )
+        of_another = primary_position(pooled)
+        pooled.info.backend_pid += 1
+        after = primary_position(pooled)
+
+    # While the backend is the same, nobody looks.
+    assert of_another.position.timeline == 7
+    assert after.position.system_id == before.position.system_id
+    assert after.position.timeline == before.position.timeline

@@ -12,7 +12,7 @@ from sqlalchemy import func, select, text, update
 
 from anyblok_multi_engines.errors import ReplicaWriteError, UnknownServerError
 from anyblok_multi_engines.routing.decision import Reason
-from anyblok_multi_engines.tests.conftest import PORT
+from anyblok_multi_engines.tests.conftest import PORT, take_for_down
 
 REPLICAS = {"replica1", "replica2"}
 
@@ -440,9 +440,7 @@ class TestUseReplicas:
 
     def test_without_a_replica_the_primary_serves(self, servers, make_registry):
         registry = make_registry.replicated(servers)
-        for name in REPLICAS:
-            registry.monitor.report_down(name, "the test says so")
-
+        take_for_down(registry, *REPLICAS)
         with registry.use_replicas():
             decision = registry.explain(PORT)
             assert decision.server_name == "primary"

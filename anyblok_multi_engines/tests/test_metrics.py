@@ -36,6 +36,7 @@ from .conftest import (
     database_of,
     make_ready,
     restored_options,
+    take_for_down,
 )
 from .processes import process
 
@@ -302,7 +303,8 @@ class TestRegister:
         registry = make_registry.replicated(servers)
         collectors = CollectorRegistry()
         metrics.register(registry, collectors)
-        registry.monitor.report_down("replica1", "the test says so")
+        registry.monitor.step()
+        take_for_down(registry, "replica1")
         exposed = Exposition(collectors)
         found = {
             x.labels["server"]

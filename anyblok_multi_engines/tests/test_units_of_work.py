@@ -17,7 +17,12 @@ from sqlalchemy.orm.exc import ObjectDeletedError
 
 from anyblok_multi_engines.engines import REPLICA_END_TIMEOUT
 from anyblok_multi_engines.freshness import UNITS_ON_ONE
-from anyblok_multi_engines.tests.conftest import DRIVER, PORT, make_ready
+from anyblok_multi_engines.tests.conftest import (
+    DRIVER,
+    PORT,
+    make_ready,
+    take_for_down,
+)
 
 REPLICAS = {"replica1", "replica2"}
 TRIALS = 200
@@ -448,7 +453,7 @@ class TestStay:
         for _ in range(3):
             assert servers.served_by(registry) == name
 
-        registry.monitor.report_down(name, "the test says so")
+        take_for_down(registry, name)
         registry.rollback()
         assert servers.served_by(registry) != name
 

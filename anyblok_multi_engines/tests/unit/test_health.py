@@ -20,6 +20,7 @@ from anyblok_multi_engines.health.model import (
     judge,
     judge_failure,
 )
+from anyblok_multi_engines.health.probe import Log
 from anyblok_multi_engines.positions import (
     LONG_RECORD,
     Known,
@@ -320,3 +321,22 @@ class TestPrinted:
 
     def test_nothing_is_known(self):
         assert "nothing is known" in str(Snapshot())
+
+
+SEGMENT = 1 << 24
+PAGE = 5 * SEGMENT + 8192
+
+
+@pytest.mark.parametrize(
+    ("insert_lsn", "end"),
+    [
+        (5 * SEGMENT, 5 * SEGMENT),
+        (5 * SEGMENT + 40, 5 * SEGMENT),
+        (5 * SEGMENT + 24, 5 * SEGMENT + 24),
+        (PAGE, PAGE),
+        (PAGE + 24, PAGE),
+        (PAGE + 40, PAGE + 40),
+    ],
+)
+def test_header_of_the_next_page_is_no_record(insert_lsn, end):
+    assert Log(1, 1, 8192, SEGMENT).end_of(insert_lsn) == end
