@@ -36,7 +36,6 @@ from .conftest import (
     database_of,
     make_ready,
     restored_options,
-    take_for_down,
 )
 from .processes import process
 
@@ -300,11 +299,11 @@ class TestRegister:
         assert registry in collector.registries
 
     def test_server_that_is_down_has_no_lag(self, servers, make_registry):
-        registry = make_registry.replicated(servers)
+        registry = make_registry.replicated(servers, db_ro_check_interval=60)
         collectors = CollectorRegistry()
         metrics.register(registry, collectors)
         registry.monitor.step()
-        take_for_down(registry, "replica1")
+        registry.monitor.report_down("replica1", "the test says so")
         exposed = Exposition(collectors)
         found = {
             x.labels["server"]
