@@ -83,9 +83,8 @@ def pgpool(servers):
     if pgpool.program() is None:
         pytest.skip("pgpool isn't installed: apt-get install pgpool2")
 
-    # Its defaults, and not the benchmarks'. A health check in the moment in
-    # which a replica stops would leave nothing to fail.
-    settings = {"failover_on_backend_error": "on", "health_check_period": "0"}
+    # Its default, and not the benchmarks'.
+    settings = {"failover_on_backend_error": "on"}
     with pgpool.Pgpool(servers.cluster, 4, settings) as running:
         engine = create_engine(running.url(servers.database, DRIVER))
         with disposed([engine]), Session(engine) as session:
