@@ -165,6 +165,8 @@ class Identity(NamedTuple):
 def primary_position(driver: Any) -> Known:
     """Return how far the primary is, by one round trip
 
+    By two, where the connection was to its own backend before, and isn't now.
+
     :param driver: a connection of psycopg2 or psycopg, without a transaction
     :exception: the driver's; 55000 on a server in recovery
     """
